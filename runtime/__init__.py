@@ -1,0 +1,1 @@
+"""What every run needs: typed config, process group, engine, checkpoint store, metrics."""

@@ -1,0 +1,133 @@
+"""DeepSpeed's configuration, generated from ours. Torch-free.
+
+Every setting is written out, because DeepSpeed's defaults have changed silently between releases
+(gradient_clipping, the bf16 overflow check, the process group's timeout).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from runtime.sections import Parallel, Precision
+
+# DeepSpeed's key → ours: these can't be set through `deepspeed.extra`.
+OWNED_KEYS = {
+    "train_batch_size": "batch.global_batch_size",
+    "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
+    "gradient_accumulation_steps": "batch.global_batch_size and batch.micro_batch_size",
+    "gradient_clipping": "optim.max_grad_norm",
+    "zero_optimization.stage": "parallel.zero_stage",
+    "zero_optimization.offload_optimizer": "parallel.offload",
+    "bf16.enabled": "precision",
+    "fp16.enabled": "precision",
+    "optimizer": "optim",
+    "scheduler": "schedule",
+    "data_types.grad_accum_dtype": "precision",
+    "communication_data_type": "precision",
+    "torch_autocast": "precision",
+}
+
+
+def deepspeed_config(
+    parallel: Parallel,
+    precision: Precision,
+    *,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    world_size: int,
+    max_grad_norm: float,
+    device_type: str,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The complete DeepSpeed configuration of a run; `extra` is merged last."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "train_batch_size": micro_batch_size * accumulation_steps * world_size,
+        "gradient_clipping": max_grad_norm,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": precision,
+        "data_types": {"grad_accum_dtype": precision},
+        "fp16": {
+            "enabled": precision == "fp16",
+            "auto_cast": False,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "consecutive_hysteresis": False,
+            "min_loss_scale": 1,
+        },
+        "bf16": {
+            "enabled": precision == "bf16",
+            "immediate_grad_update": False,
+            "check_grad_overflow": True,  # a NaN gradient must not reach the master weights
+            "bf16_master_weights_and_grads": False,
+            "bf16_optimizer_states": False,
+        },
+        "torch_autocast": {"enabled": False},
+        "zero_optimization": _zero_section(parallel, device_type),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its CPU Adam compiles C++ for a minute
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
+        "disable_allgather": False,
+        "flops_profiler": {"enabled": False},
+        "comms_logger": {"enabled": False},
+        "checkpoint": {"tag_validation": "Ignore", "load_universal": False},
+        "dataloader_drop_last": False,
+    }
+    return _merge(config, extra or {})
+
+
+def _zero_section(parallel: Parallel, device_type: str) -> dict[str, Any]:
+    section: dict[str, Any] = {
+        "stage": parallel.zero_stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 500_000_000,
+        "use_multi_rank_bucket_allreduce": True,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 500_000_000,
+        # Stage 1 reduces once, after the last micro-batch: there is nothing to overlap with.
+        "overlap_comm": parallel.zero_stage >= 2 and device_type == "cuda",
+        "load_from_fp32_weights": True,
+        "elastic_checkpoint": False,
+        "sub_group_size": 1_000_000_000,
+        "ignore_unused_parameters": True,
+        "legacy_stage1": False,
+        "round_robin_gradients": False,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_gather_16bit_weights_on_model_save": False,
+        "zero_hpz_partition_size": 1,
+        "zero_quantized_weights": False,
+        "zero_quantized_gradients": False,
+        "memory_efficient_linear": False,  # replaces F.linear globally
+    }
+    if parallel.offload == "optimizer":
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": device_type == "cuda"}
+    return section
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in extra.items():
+        old = merged.get(name)
+        nested = isinstance(old, dict) and isinstance(value, dict)
+        merged[name] = _merge(old, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def owned_keys(extra: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of `deepspeed.extra` that Ingot sets itself, each with ours to write instead."""
+    for name, value in extra.items():
+        dotted = f"{prefix}{name}"
+        if dotted in OWNED_KEYS:
+            yield dotted, OWNED_KEYS[dotted]
+        elif isinstance(value, dict):
+            yield from owned_keys(value, f"{dotted}.")

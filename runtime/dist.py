@@ -1,0 +1,131 @@
+"""The process group: start, end, and small agreements between ranks on host memory."""
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as torch_dist
+from torch._C._distributed_c10d import HashStore
+
+from runtime.errors import EXIT_BAD_INPUT, UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+
+_control: torch_dist.ProcessGroup | None = None
+
+
+def world_size_from_env() -> int:
+    """The number of ranks that the launcher announced; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_from_env() -> int:
+    """This process's rank as the launcher announced it; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` | `cpu` | `cuda` → this process's device."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "run.device = cuda: torch sees no GPU here; write auto or cpu",
+                status=EXIT_BAD_INPUT,
+            )
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def init(device: str, timeout_s: int) -> Ranks:
+    """Join the process group that the launcher describes, or make one of a single process.
+
+    A single process uses an in-memory store: no port is opened.
+    """
+    global _control
+    where = resolve_device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    else:
+        _share_cores()
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_s)
+    world_size = world_size_from_env()
+    if world_size > 1:
+        torch_dist.init_process_group(backend, timeout=timeout)
+    else:
+        torch_dist.init_process_group(
+            backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+    if world_size > 1 and backend == "nccl":
+        # Agreements between ranks must not wait for the GPU's queue.
+        _control = torch_dist.new_group(backend="gloo", timeout=timeout)
+    return Ranks(rank_from_env(), int(os.environ.get("LOCAL_RANK", "0")), world_size, where)
+
+
+def _share_cores() -> None:
+    """Give each rank of this machine its part of the cores, unless the launcher did."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, (cores or 1) // local_ranks))
+
+
+def shutdown() -> None:
+    """Leave the process group. Without it gloo can abort at exit."""
+    global _control
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+    _control = None
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Element-wise sums over all ranks, in double precision on the host. Collective."""
+    total = torch.tensor(values, dtype=torch.float64)
+    if torch_dist.is_initialized() and torch_dist.get_world_size() > 1:
+        torch_dist.all_reduce(total, group=_control)
+    return [float(value) for value in total]
+
+
+def gather_text(text: str) -> list[str]:
+    """Every rank's text, in rank order, on every rank. Collective; plain bytes, no pickle."""
+    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
+        return [text]
+    data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(torch_dist.get_world_size())]
+    torch_dist.all_gather(sizes, torch.tensor([data.numel()]), group=_control)
+    longest = int(max(int(size) for size in sizes))
+    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded[: data.numel()] = data
+    parts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+    torch_dist.all_gather(parts, padded, group=_control)
+    texts = (part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True))
+    return [text.decode().strip("\0") for text in texts]
+
+
+def raise_together(error: str | None) -> None:
+    """Fail on every rank if any rank has an error, naming the first one. Collective.
+
+    Without it one rank would leave while the others wait for it until the timeout.
+    """
+    for rank, message in enumerate(gather_text(error or "")):
+        if message:
+            prefix = f"rank {rank}: " if world_size_from_env() > 1 else ""
+            raise UserError(f"{prefix}{message}")

@@ -1,0 +1,135 @@
+"""The training engine: DeepSpeed ZeRO behind a small face. The only file that imports deepspeed."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from runtime import zero_layout
+from runtime.dist import Ranks
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step measured."""
+
+    loss: torch.Tensor  # this rank's share of the step's mean loss; the shares add up to it
+    grad_norm: float  # global, before clipping
+    applied: bool  # False where the gradients overflowed and the step was skipped
+
+
+class Engine:
+    """A module under ZeRO, stepped with gradient accumulation.
+
+    Gradients are those of the sum of all losses that `train_step` is given, over micro-batches
+    and ranks: the caller weights each loss, so that a mean over unequal micro-batches is exact.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: dict[str, Any],
+        ranks: Ranks,
+    ) -> None:
+        self.ranks = ranks
+        self.accumulation_steps: int = config["gradient_accumulation_steps"]
+        self._clips = config["gradient_clipping"] > 0
+        self._stage: int = config["zero_optimization"]["stage"]
+        self._engine = _initialize(module, optimizer, config, ranks)
+        self.module: nn.Module = self._engine.module
+
+    def train_step(
+        self,
+        micro_batches: Iterable[Any],
+        loss_of: Callable[[nn.Module, Any], torch.Tensor],
+        lr: float,
+    ) -> StepResult:
+        """Forward, backward, one optimizer step over exactly `accumulation_steps` micro-batches."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        # DeepSpeed divides by the accumulation steps and averages over the ranks; we want sums.
+        scale = self.accumulation_steps * self.ranks.world_size
+        total = torch.zeros((), device=self.ranks.device)
+        grad_norm = float("nan")
+        for index, batch in enumerate(micro_batches):
+            loss = loss_of(self._engine, batch)
+            self._engine.backward(loss * scale)
+            total += loss.detach().float()
+            if index == self.accumulation_steps - 1 and self._stage == 0:
+                grad_norm = self._plain_grad_norm()
+            self._engine.step()
+        if self._stage > 0:
+            grad_norm = float(self._engine.get_global_grad_norm())
+        return StepResult(total, grad_norm, bool(self._engine.was_step_applied()))
+
+    def _plain_grad_norm(self) -> float:
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(grads))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Evaluation mode without gradients; the engine's call runs ZeRO-3's gathering hooks."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield self._engine
+        finally:
+            self.module.train(was_training)
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each parameter by name, whole, on rank 0's host; empty elsewhere. Collective."""
+        for name, parameter in self.module.named_parameters():
+            with _gathered(parameter):
+                keep = self.ranks.is_main
+                yield name, parameter.detach().to("cpu", copy=True) if keep else torch.empty(0)
+
+    def optimizer_slices(self) -> Iterator[zero_layout.Slice]:
+        """This rank's part of the master weights and moments, by parameter name and offset."""
+        yield from zero_layout.slices(self._engine, self._stage, self.ranks)
+
+    def optimizer_steps(self) -> int:
+        """How many steps the optimizer's bias correction has counted."""
+        return zero_layout.optimizer_steps(self._engine)
+
+    def load_optimizer_slices(self, read: zero_layout.ReadSlice, optimizer_steps: int) -> None:
+        """Fill this rank's part of master weights and moments, whatever topology wrote them.
+
+        `read(parameter name, key, start, numel)` returns that stretch of the flattened tensor.
+        """
+        zero_layout.load(self._engine, self._stage, self.ranks, read, optimizer_steps)
+
+
+def _initialize(
+    module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks
+) -> Any:
+    os.environ["DS_ACCELERATOR"] = ranks.device.type
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # asserted by DeepSpeed
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # The shared-memory collective compiles C++ for a minute on first use: plain gloo instead.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine
+
+
+@contextlib.contextmanager
+def _gathered(parameter: nn.Parameter) -> Iterator[None]:
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter]):
+        yield

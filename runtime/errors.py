@@ -1,0 +1,42 @@
+"""Errors that a person can cause, and how every command reports them."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, run the same command again to go on
+
+
+class UserError(Exception):
+    """A mistake of the person or of the input: one line that names what, where and the mend.
+
+    `status` is the exit status: 2 where the run never started, 1 where it failed on the way.
+    """
+
+    def __init__(self, message: str, *, status: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def command(main: Callable[..., int]) -> Callable[..., int]:
+    """Make a command's `main` print user errors as plain lines instead of a stack trace."""
+
+    @functools.wraps(main)
+    def wrapped(*args: object, **kwargs: object) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            # Every rank finds the same mistake in a config: one of them on each machine says so.
+            if error.status != EXIT_BAD_INPUT or os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr)
+            return error.status
+        except BrokenPipeError:
+            # `python -m model describe gpt2-124m | head` closes our output early: not a failure.
+            sys.stderr.close()
+            return EXIT_OK
+
+    return wrapped

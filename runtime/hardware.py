@@ -1,0 +1,24 @@
+"""What hardware is here, asked without importing torch, for checks that must be fast."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether an NVIDIA GPU is visible to this process (driver device files, not hidden)."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return False
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # dxg: under Windows
+
+
+def device_type(device: str) -> str:
+    """`auto` | `cpu` | `cuda` → `cpu` | `cuda`, as the run will find it."""
+    if device == "auto":
+        return "cuda" if has_nvidia_gpu() else "cpu"
+    return device
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile could build its CPU kernels."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))

@@ -1,0 +1,152 @@
+"""Numbers of a run: metrics.jsonl always, TensorBoard on request, a progress line for people."""
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import orjson
+import psutil
+import torch
+
+from runtime.records import keep_until
+
+
+class MetricsLog:
+    """Appends one JSON object per record to metrics.jsonl (and TensorBoard). Main rank only.
+
+    Records of steps after `resume_step` are dropped on opening: they belong to a stretch that
+    was not saved and will be trained again, and each step must stand in the file once.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int, tensorboard: bool) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        keep_until(self._path, resume_step)
+        self._file = self._path.open("ab")
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def record(self, step: int, **values: Any) -> None:
+        """Write one record. NaN and infinity become null, as JSON has no word for them."""
+        self._file.write(orjson.dumps({"step": step, **_finite(values)}) + b"\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak reserved memory of the GPU, or the resident memory of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's marketing name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+class Rate:
+    """Tokens per second since the last reading, leaving out pauses such as saves."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._tokens = 0
+
+    def add(self, tokens: int) -> None:
+        """Count tokens that one step trained on."""
+        self._tokens += tokens
+
+    def pause_until_now(self) -> None:
+        """Forget the time since the last reading that no step has claimed."""
+        self._start, self._tokens = time.perf_counter(), 0
+
+    def read(self) -> float:
+        """Tokens per second since the last reading; starts the next one."""
+        now = time.perf_counter()
+        rate = self._tokens / max(now - self._start, 1e-9)
+        self._start, self._tokens = now, 0
+        return rate
+
+
+class Progress:
+    """One line that stays in place on a terminal; plain lines, now and then, elsewhere."""
+
+    def __init__(
+        self, total_steps: int, *, stream: TextIO | None = None, every_s: float = 10
+    ) -> None:
+        self._total = total_steps
+        self._stream = stream or sys.stdout
+        self._live = self._stream.isatty()
+        self._every_s = every_s
+        self._last = -math.inf
+        self._started: tuple[float, int] | None = None
+
+    def update(self, step: int, **values: float | None) -> None:
+        """Show the state after a step; a plain stream gets at most a line per `every_s`."""
+        now = time.perf_counter()
+        if self._started is None:
+            self._started = (now, step)
+        is_last = step == self._total
+        if not self._live and not is_last and now - self._last < self._every_s:
+            return
+        self._last = now
+        line = f"step {step}/{self._total}  {_format(values)}{self._remaining(now, step)}"
+        self._stream.write(f"\r\033[K{line}" if self._live else f"{line}\n")
+        if self._live and is_last:
+            self._stream.write("\n")
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        self._stream.write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
+        self._stream.flush()
+
+    def _remaining(self, now: float, step: int) -> str:
+        start, first = self._started or (now, step)
+        if step <= first or step >= self._total:
+            return ""
+        return f"  {duration((now - start) / (step - first) * (self._total - step))} left"
+
+
+def _format(values: dict[str, float | None]) -> str:
+    parts = []
+    for name, value in values.items():
+        if value is None:
+            parts.append(f"{name} n/a")
+        elif name == "lr":
+            parts.append(f"{name} {value:.2e}")
+        elif abs(value) >= 1000:
+            parts.append(f"{name} {value:,.0f}")
+        else:
+            parts.append(f"{name} {value:.4g}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,184 @@
+"""Does the engine train as plain PyTorch does? `python -m runtime.selftest`, or under a launcher.
+
+Twelve AdamW steps of a small network with tied embeddings and a block that is used twice (both
+have been computed wrongly by released versions of DeepSpeed), for every ZeRO stage × precision ×
+gradient accumulation, against one plain torch loop in fp32 over the whole global batch.
+"""
+
+import sys
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from runtime import dist, sections
+from runtime.deepspeed_config import deepspeed_config
+from runtime.engine import DTYPES, Engine
+from runtime.optim import build_optimizer
+from runtime.sections import Precision
+from runtime.zero_layout import MASTER
+
+STEPS = 12
+PRECISIONS: list[Precision] = ["fp32", "bf16"]
+SEQUENCES, SEQ_LEN, VOCAB, WIDTH = 8, 10, 37, 16
+TOLERANCE: dict[str, float] = {"fp32": 1e-6, "bf16": 5e-3}
+
+
+class Case(NamedTuple):
+    """One engine configuration under test."""
+
+    stage: Literal[0, 1, 2, 3]
+    precision: Precision
+    accumulation_steps: int
+
+
+class Result(NamedTuple):
+    """The largest relative differences from the reference."""
+
+    case: Case
+    loss: float
+    weights: float
+    grad_norm: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the losses and weights agree within the precision's tolerance."""
+        return max(self.loss, self.weights) <= TOLERANCE[self.case.precision]
+
+
+def cases() -> list[Case]:
+    """Every combination that the engine accepts on a CPU (ZeRO-0 with bf16 is refused)."""
+    stages: list[Literal[0, 1, 2, 3]] = [0, 1, 2, 3]
+    return [
+        Case(stage, precision, accumulation)
+        for stage in stages
+        for precision in (PRECISIONS if stage > 0 else PRECISIONS[:1])
+        for accumulation in (1, 4)
+    ]
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, WIDTH)
+        self.block = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU())
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        x = x + self.block(x)
+        x = x + self.block(x)  # the same module twice
+        return F.linear(self.norm(x), self.embedding.weight)  # tied
+
+
+def _new_net(precision: Precision) -> _Net:
+    torch.manual_seed(1)
+    net = _Net()
+    with torch.no_grad():
+        for parameter in net.parameters():  # both sides start from representable weights
+            parameter.copy_(parameter.to(DTYPES[precision]).float())
+    return net
+
+
+def _batch(step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, VOCAB, (SEQUENCES, SEQ_LEN), generator=generator)
+
+
+def _loss(net: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    logits = net(ids[:, :-1]).float()
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+_OPTIM = sections.Optim(lr=1e-2, max_grad_norm=1.0)
+
+
+def _groups(net: nn.Module) -> list[dict[str, object]]:
+    parameters = list(net.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def _reference(precision: Precision) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    net = _new_net(precision)
+    optimizer = torch.optim.AdamW(_groups(net), lr=_OPTIM.lr, betas=_OPTIM.betas, eps=_OPTIM.eps)
+    losses, norms = [], []
+    for step in range(STEPS):
+        loss = _loss(net, _batch(step))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(net.parameters(), _OPTIM.max_grad_norm)
+        optimizer.step()
+        losses.append(float(loss))
+        norms.append(float(norm))
+    return losses, norms, {name: p.detach().flatten() for name, p in net.named_parameters()}
+
+
+def run_case(case: Case, ranks: dist.Ranks) -> Result:
+    """Train one configuration and compare it with the reference. Collective."""
+    net = _new_net(case.precision).to(ranks.device)
+    local = SEQUENCES // ranks.world_size
+    micro = local // case.accumulation_steps
+    config = deepspeed_config(
+        sections.Parallel(zero_stage=case.stage),
+        case.precision,
+        micro_batch_size=micro,
+        accumulation_steps=case.accumulation_steps,
+        world_size=ranks.world_size,
+        max_grad_norm=_OPTIM.max_grad_norm,
+        device_type=ranks.device.type,
+    )
+    engine = Engine(net, build_optimizer(_groups(net), _OPTIM), config, ranks)
+    weight = micro / SEQUENCES
+    losses, norms = [], []
+    for step in range(STEPS):
+        mine = _batch(step)[ranks.rank * local :][:local].to(ranks.device)
+        result = engine.train_step(
+            torch.split(mine, micro), lambda module, ids: _loss(module, ids) * weight, _OPTIM.lr
+        )
+        losses += dist.sum_over_ranks([float(result.loss)])
+        norms.append(result.grad_norm)
+    want_losses, want_norms, want = _reference(case.precision)
+    loss = max(abs(a - b) / b for a, b in zip(losses, want_losses, strict=True))
+    norm = max(abs(a - b) / b for a, b in zip(norms, want_norms, strict=True))
+    return Result(case, loss, _weight_difference(engine, want), norm)
+
+
+def _weight_difference(engine: Engine, want: dict[str, torch.Tensor]) -> float:
+    """‖ours − reference‖ ÷ ‖reference‖ over all master weights, from every rank's slices."""
+    difference = covered = 0.0
+    for name, key, start, tensor in engine.optimizer_slices():
+        if key == MASTER:
+            expected = want[name][start : start + tensor.numel()]
+            difference += float((tensor.cpu().double() - expected.double()).square().sum())
+            covered += tensor.numel()
+    difference, covered = dist.sum_over_ranks([difference, covered])
+    assert covered == sum(t.numel() for t in want.values()), "the slices don't cover the weights"
+    norm = sum(float(t.double().square().sum()) for t in want.values())
+    return float((difference / norm) ** 0.5)
+
+
+def main() -> int:
+    """Run every case; exit status 1 if any differs."""
+    ranks = dist.init("auto", timeout_s=120)
+    failed = 0
+    for case in cases():
+        result = run_case(case, ranks)
+        failed += not result.passed
+        if ranks.is_main:
+            verdict = "ok  " if result.passed else "FAIL"
+            print(
+                f"{verdict} ranks {ranks.world_size} ZeRO-{case.stage} {case.precision} "
+                f"accumulation {case.accumulation_steps}: loss {result.loss:.1e}, "
+                f"weights {result.weights:.1e}, gradient norm {result.grad_norm:.1e}",
+                flush=True,
+            )
+    dist.shutdown()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

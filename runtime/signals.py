@@ -1,0 +1,79 @@
+"""SIGTERM, SIGINT and a launcher that died all mean: save, then leave."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+from runtime.errors import EXIT_PREEMPTED
+
+_LAUNCHERS = ("deepspeed", "torch.distributed.run", "torchrun")
+
+
+class StopRequest:
+    """Remembers that somebody asked this process to stop.
+
+    The same signal a second time ends the process at once. A different one does not: DeepSpeed's
+    launcher answers Ctrl-C, which we receive as well, with a SIGTERM of its own.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._seen: set[int] = set()
+        self._watched = _launcher_parents()
+        self._previous = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number in self._seen:
+            os._exit(EXIT_PREEMPTED)
+        self._seen.add(number)
+        self.reason = self.reason or signal.Signals(number).name
+
+    def check(self) -> bool:
+        """Whether to stop; also notices a launcher that was killed and can't tell us."""
+        if self.reason is None:
+            for child, parent in self._watched.items():
+                if _parent_of(child) != parent:
+                    self.reason = "the launcher is gone"
+        return self.reason is not None
+
+    def restore(self) -> None:
+        """Give the signals back to their previous handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _launcher_parents() -> dict[int, int]:
+    """Our ancestors that are launcher processes, each as child pid → parent pid.
+
+    `deepspeed` starts a second launcher process, which it does not forward SIGTERM to: without
+    this watch its workers would train on as orphans.
+    """
+    watched: dict[int, int] = {}
+    child = os.getpid()
+    while (parent := _parent_of(child)) > 1 and _is_launcher(parent):
+        watched[child] = parent
+        child = parent
+    return watched
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        # The command name in field 2 may hold spaces: count from its closing bracket.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[1])
+    except (OSError, IndexError, ValueError):
+        return os.getppid() if pid == os.getpid() else 0
+
+
+def _is_launcher(pid: int) -> bool:
+    try:
+        command = (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
+    except OSError:
+        return False
+    return any(name in command for name in _LAUNCHERS) and "python" in command

@@ -1,0 +1,70 @@
+"""Trains a small network, saves, or goes on from a save; run as ranks by test_checkpoint.py.
+
+usage: checkpoint_worker.py DIR STAGE PRECISION FIRST_STEP LAST_STEP
+Prints one JSON line on the main rank: the losses of the steps, and sha256 of weights and moments.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from runtime import dist, sections
+from runtime.checkpoint import newest_verified
+from runtime.checkpoint.reader import TrainingState
+from runtime.checkpoint.writer import save
+from runtime.deepspeed_config import deepspeed_config
+from runtime.engine import Engine
+from runtime.optim import build_optimizer
+from runtime.selftest import _OPTIM, SEQUENCES, _batch, _groups, _loss, _new_net
+
+
+def export(directory: Path, parameters: dict[str, torch.Tensor]) -> None:
+    save_file({k: v.contiguous() for k, v in parameters.items()}, directory / "weights.safetensors")
+
+
+def main() -> None:
+    root, stage, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    first, last = int(sys.argv[4]), int(sys.argv[5])
+    ranks = dist.init("cpu", 60)
+    net = _new_net(precision)
+    found = newest_verified(root) if first else None
+    if found is not None:
+        assert found.step == first
+        weights = load_file(found.path / "weights.safetensors")
+        net.load_state_dict({k: v.float() for k, v in weights.items()})
+    local = SEQUENCES // ranks.world_size
+    config = deepspeed_config(
+        sections.Parallel(zero_stage=stage),
+        precision,
+        micro_batch_size=local // 2,
+        accumulation_steps=2,
+        world_size=ranks.world_size,
+        max_grad_norm=1.0,
+        device_type="cpu",
+    )
+    engine = Engine(net, build_optimizer(_groups(net), _OPTIM), config, ranks)
+    if found is not None:
+        state = TrainingState(found.path)
+        engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
+    weight = local / 2 / SEQUENCES
+    losses = []
+    for step in range(first, last):
+        mine = torch.split(_batch(step)[ranks.rank * local :][:local], local // 2)
+        result = engine.train_step(mine, lambda m, ids: _loss(m, ids) * weight, 1e-2)
+        losses += dist.sum_over_ranks([float(result.loss)])
+    save(root, last, engine, export, {"step": last})
+    digest = hashlib.sha256()
+    for s in sorted(engine.optimizer_slices(), key=lambda s: (s.parameter, s.key)):
+        digest.update(s.tensor.detach().numpy().tobytes())
+    digests = dist.gather_text(digest.hexdigest())
+    if ranks.is_main:
+        print("\n" + json.dumps({"losses": losses, "digests": digests}), flush=True)
+    dist.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from runtime.deepspeed_config import OWNED_KEYS, deepspeed_config, owned_keys
+from runtime.sections import Parallel
+from runtime.selftest import cases
+from tests.processes import run
+
+
+def settings(**keys: Any) -> dict[str, Any]:
+    given = {
+        "parallel": Parallel(),
+        "precision": "bf16",
+        "micro_batch_size": 2,
+        "accumulation_steps": 3,
+        "world_size": 4,
+        "max_grad_norm": 1.0,
+        "device_type": "cpu",
+    }
+    return deepspeed_config(**{**given, **keys})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_engine_trains_as_plain_torch_does(ranks: int, tmp_path: Path) -> None:
+    """Every stage × precision × accumulation, 12 steps; and no C++ is compiled on the way."""
+    extensions = tmp_path / "extensions"
+    status, output = run(["-m", "runtime.selftest"], ranks, TORCH_EXTENSIONS_DIR=str(extensions))
+    assert status == 0, output
+    assert output.count("ok   ranks") == len(cases()) == 14
+    assert not extensions.exists()
+
+
+def test_batch_sizes_agree_as_deepspeed_demands() -> None:
+    config = settings()
+    assert config["train_batch_size"] == 2 * 3 * 4
+
+
+def test_every_precision_setting_is_written_out() -> None:
+    config = settings()
+    assert set(DeepSpeedBF16Config.model_fields) <= set(config["bf16"])
+    assert set(DeepSpeedFP16Config.model_fields) - {"fp16_master_weights_and_grads"} <= set(
+        config["fp16"]
+    )
+
+
+def test_every_zero_setting_is_written_out() -> None:
+    """A new setting of DeepSpeed's fails here: decide on it instead of taking its default."""
+    unused = {
+        "cpu_offload",
+        "cpu_offload_param",
+        "cpu_offload_use_pin_memory",  # deprecated spellings of offload_*
+        "compute_grad_norm",
+        "elastic_checkpoint",
+        "enable_sanity_checks",
+        "gather_16bit_weights_on_model_save",
+        "leaf_module",
+        "log_trace_cache_warnings",
+        "model_persistence_threshold",
+        "module_granularity_threshold",
+        "offload_optimizer",
+        "offload_param",
+        "override_module_apply",
+        "parameter_alignment",
+        "pipeline_loading_checkpoint",
+        "save_muon_momentum_buffer_in_memory",
+        "stage3_gather_fp16_weights_on_model_save",
+        "use_all_reduce_for_fetch_params",
+        "allgather_sequential",
+        "zenflow",
+        "zero_quantized_nontrainable_weights",
+    }
+    written = {name.removeprefix("stage3_") for name in settings()["zero_optimization"]}
+    assert set(DeepSpeedZeroConfig.model_fields) - written - unused == set()
+
+
+def test_extra_is_merged_last_and_deeply() -> None:
+    config = settings(extra={"zero_optimization": {"reduce_bucket_size": 7}, "dump_state": True})
+    assert config["zero_optimization"]["reduce_bucket_size"] == 7
+    assert config["zero_optimization"]["stage"] == 1
+    assert config["dump_state"] is True
+
+
+def test_owned_keys_are_found_at_any_depth() -> None:
+    extra = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "gradient_clipping": 3}
+    assert dict(owned_keys(extra)) == {
+        "zero_optimization.stage": "parallel.zero_stage",
+        "gradient_clipping": "optim.max_grad_norm",
+    }
+    assert set(OWNED_KEYS) >= {"train_batch_size", "optimizer", "scheduler"}
+
+
+def test_the_configuration_is_plain_json() -> None:
+    assert json.loads(json.dumps(settings())) == settings()
