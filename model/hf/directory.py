@@ -1,0 +1,253 @@
+"""Reading and writing whole Hugging Face model directories."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.heads import Model, build
+from model.hf.config import (
+    CheckpointError,
+    read_config,
+    read_json,
+    to_generation_config,
+    to_hf_config,
+)
+from model.hf.state import from_hf_state, is_constant, to_hf_state
+from model.init import initialise
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MAX_SHARD_BYTES = 5 * 10**9
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of a directory, each read when asked for, so that peak memory stays low."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self._files: dict[str, Any] = {}
+        self._shapes: dict[str, list[int]] = {}
+        for path in weight_files(directory):
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="pt")
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                header = file.get_slice(name)
+                if header.get_dtype() not in _FLOATS and not is_constant(name):
+                    raise CheckpointError(
+                        f"{path}: {name} has type {header.get_dtype()}, expected one of"
+                        f" {', '.join(sorted(_FLOATS))}; use unquantised weights"
+                    )
+                if name in self._files:
+                    raise CheckpointError(f"{path}: {name} is in another file too; keep one")
+                self._files[name], self._shapes[name] = file, header.get_shape()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not readable as safetensors: {error}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor if self._dtype is None else tensor.to(self._dtype)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def without_data(self) -> dict[str, Tensor]:
+        """Return tensors of the same names and shapes that hold nothing."""
+        return {n: torch.empty(shape, device="meta") for n, shape in self._shapes.items()}
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Find the safetensors files of a directory. Raises `CheckpointError` when there are none."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        weight_map = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{directory / INDEX}: expected a weight_map of tensors to files")
+        names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            # A name with a path in it could point outside the directory.
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{directory / INDEX}: got file name {name!r}, expected model-….safetensors"
+                )
+            if not (directory / name).is_file():
+                raise CheckpointError(f"{directory / name}: no such file, but {INDEX} lists it")
+        return [directory / name for name in names]
+    pickles = sorted(path.name for glob in _PICKLES for path in directory.glob(glob))
+    if pickles:
+        raise CheckpointError(
+            f"{directory}: got only pickled weights ({', '.join(pickles[:3])}), which can run code"
+            " when read; convert them once where that is safe: transformers'"
+            " AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) writes safetensors"
+        )
+    raise CheckpointError(f"{directory}: no weights; expected {WEIGHTS} or {INDEX}")
+
+
+def load_pretrained(
+    directory: str | Path,
+    head: str = "causal_lm",
+    dtype: torch.dtype | None = None,
+    **overrides: Any,
+) -> Model:
+    """Load a Hugging Face directory into a model on the CPU, in evaluation mode.
+
+    dtype: of the parameters; None keeps the file's. overrides: `ModelConfig` keys that do not
+    change the trunk's tensors, such as num_labels or dropout.
+    With head="sequence" a missing head, or one for another num_labels when that is overridden, is
+    drawn anew and named in `net.newly_initialised`. Raises `CheckpointError`, in one line, for
+    anything else that does not fit.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory}: no such directory; models are read from local directories only"
+        )
+    config = read_config(directory, **overrides)
+    with torch.device("meta"):
+        net = build(config, head)
+    files = TensorFiles(directory, dtype)
+    has_head = "score.weight" in files
+    is_new_head_allowed = not has_head or "num_labels" in overrides or "id2label" in overrides
+    try:
+        # Once on empty tensors: a directory that does not fit is refused before gigabytes are read.
+        for tensors in (files.without_data(), files):
+            state = from_hf_state(tensors, config, head, is_new_head_allowed=is_new_head_allowed)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
+    net.load_state_dict(state, strict=False, assign=True)
+    net.newly_initialised = [name for name in net.state_dict() if name not in state]
+    for name in net.newly_initialised:
+        _draw_anew(net.get_submodule(name.rpartition(".")[0]), next(iter(state.values())).dtype)
+    return net.eval()
+
+
+def save_pretrained(
+    net: Model,
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model as a Hugging Face directory that transformers opens as it is.
+
+    dtype: of the stored tensors; None keeps the parameters'. tokenizer_dir: its tokenizer is
+    copied. state: whole parameters by name, for a net whose own are partitioned.
+    A new directory appears whole or not at all; in an existing one files are replaced one by one.
+    Raises `CheckpointError` when the model or the tokenizer cannot be written.
+    """
+    directory = Path(directory)
+    state = net.state_dict() if state is None else state
+    tensors = to_hf_state(state, net.config, net.head)
+    dtype = dtype or next(iter(state.values())).dtype
+    documents = {
+        "config.json": to_hf_config(net.config, net.head, str(dtype).removeprefix("torch.")),
+        "generation_config.json": to_generation_config(net.config),
+    }
+    copies = [] if tokenizer_dir is None else tokenizer_files(Path(tokenizer_dir))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
+    staging.mkdir()
+    try:
+        write_shards(staging, tensors, dtype, max_shard_bytes)
+        for name, content in documents.items():
+            write_json(staging / name, content)
+        for path in copies:
+            shutil.copyfile(path, staging / path.name)
+        _publish(staging, directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """List a tokenizer's files. Raises `CheckpointError` when tokenizer.json is missing."""
+    if not (directory / TOKENIZER_FILES[0]).is_file():
+        raise CheckpointError(f"{directory}: no {TOKENIZER_FILES[0]}; expected a tokenizer")
+    return [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object, indented, on disk when this returns."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_shards(
+    directory: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, max_shard_bytes: int
+) -> None:
+    """Write tensors as one safetensors file, or above `max_shard_bytes` several and an index."""
+    shards: list[list[str]] = [[]]
+    sizes = {name: t.numel() * dtype.itemsize for name, t in tensors.items()}
+    room = max_shard_bytes
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = (
+            f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
+        )
+        part = {n: tensors[n].detach().to(dtype=dtype, device="cpu").contiguous() for n in names}
+        (directory / file).touch()
+        mode = (directory / file).stat().st_mode
+        save_file(part, directory / file, metadata={"format": "pt"})
+        # safetensors makes a file that no one else may read, whatever the umask says.
+        (directory / file).chmod(mode)
+        _sync(directory / file)
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        total = {"total_size": sum(sizes.values())}
+        write_json(directory / INDEX, {"metadata": total, "weight_map": weight_map})
+
+
+def _draw_anew(module: nn.Module, dtype: torch.dtype) -> None:
+    module.to_empty(device="cpu").to(dtype)
+    initialise(module)
+
+
+def _publish(staging: Path, directory: Path) -> None:
+    if not directory.exists():
+        staging.rename(directory)
+    else:
+        new = {path.name for path in staging.iterdir()}
+        for name in sorted(new):
+            (staging / name).replace(directory / name)
+        for old in directory.glob("model*.safetensors*"):
+            if old.name not in new:
+                old.unlink()  # a shard or an index of the model that was here before
+        _sync(directory)
+    _sync(directory.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

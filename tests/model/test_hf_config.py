@@ -1,0 +1,167 @@
+import logging
+
+import pytest
+from transformers import AutoConfig, GPT2Config, LlamaConfig
+
+from model import ModelConfig, preset
+from model.hf import CheckpointError, from_hf_config, to_generation_config, to_hf_config
+from model.presets import PRESETS
+from tests.model.shapes import odd_config
+
+# As transformers 4 wrote them.
+OLD_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 99,
+    "rope_theta": 12345.0,
+    "rope_scaling": None,
+    "pretraining_tp": 1,
+    "torch_dtype": "float16",
+}
+OLD_GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_ctx": 1024,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 2,
+    "vocab_size": 99,
+    "task_specific_params": {"text-generation": {"do_sample": True}},
+    "summary_type": "cls_index",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("head", ["causal_lm", "sequence"])
+def test_there_and_back(name, head):
+    config = preset(name)
+    assert from_hf_config(to_hf_config(config, head, "float32")) == config
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("seed", range(8))
+def test_transformers_reads_every_key(family, seed, tmp_path):
+    """What transformers makes of our file, and writes again, is the same model."""
+    config = odd_config(family, seed)
+    written = to_hf_config(config, "causal_lm", "bfloat16")
+    theirs = AutoConfig.for_model(**written)
+    again = theirs.to_dict()
+    ignored = {"torch_dtype", "rope_theta", "dtype"}
+    for key in written.keys() - ignored:
+        assert again[key] == written[key], key
+    assert str(theirs.dtype).endswith("bfloat16")
+    assert from_hf_config(again) == config
+
+
+def test_old_llama_defaults():
+    config, theirs = from_hf_config(OLD_LLAMA), LlamaConfig(**OLD_LLAMA)
+    assert config.rope_theta == 12345.0 == theirs.rope_parameters["rope_theta"]
+    assert config.norm_eps == theirs.rms_norm_eps
+    assert config.n_kv_heads == theirs.num_key_value_heads
+    assert config.max_seq_len == theirs.max_position_embeddings
+    assert config.tie_embeddings == theirs.tie_word_embeddings
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, None)
+
+
+def test_old_gpt2_defaults():
+    config, theirs = from_hf_config(OLD_GPT2), GPT2Config(**OLD_GPT2)
+    assert config.d_ff == 256
+    assert config.max_seq_len == theirs.n_positions
+    assert config.norm_eps == theirs.layer_norm_epsilon
+    assert config.tie_embeddings == theirs.tie_word_embeddings
+    assert config.dropout == theirs.resid_pdrop == 0.1
+    assert config.eos_token_id == theirs.eos_token_id
+
+
+def test_overrides_and_labels():
+    raw = {**OLD_LLAMA, "id2label": {"0": "x", "1": "y", "2": "z"}}
+    assert from_hf_config(raw).id2label == {0: "x", 1: "y", 2: "z"}
+    other = from_hf_config(raw, num_labels=5, dropout=0.2)
+    assert (other.num_labels, other.id2label, other.dropout) == (5, None, 0.2)
+
+
+def test_generation_config():
+    config = ModelConfig.model_validate(
+        {**preset("llama-tiny").model_dump(), "eos_token_id": (3, 4), "pad_token_id": 0}
+    )
+    assert to_generation_config(config) == {
+        "eos_token_id": [3, 4],
+        "pad_token_id": 0,
+        "use_cache": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({}, "model_type: got None, supported: gpt2, llama"),
+        ({**OLD_LLAMA, "model_type": "mamba"}, "model_type: got 'mamba', supported: gpt2, llama"),
+        ({**OLD_LLAMA, "auto_map": {"AutoModel": "x.Y"}}, "auto_map: .* never executed"),
+        ({**OLD_LLAMA, "quantization_config": {"bits": 4}}, "quantization_config: .*unquantised"),
+        ({**OLD_LLAMA, "hidden_act": "gelu"}, "hidden_act: got 'gelu', supported: 'silu'"),
+        (
+            {**OLD_LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling: got type 'llama3', supported: 'default'",
+        ),
+        (
+            {**OLD_LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling: got type 'linear'",
+        ),
+        (
+            {**OLD_LLAMA, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rope_parameters: got type 'yarn'",
+        ),
+        (
+            {
+                **OLD_LLAMA,
+                "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
+            },
+            "rope_parameters: got partial_rotary_factor, supported: rope_theta alone",
+        ),
+        ({**OLD_LLAMA, "rope_parameters": [1]}, "rope_parameters: got \\[1\\], expected an object"),
+        ({**OLD_LLAMA, "attention_bias": True}, "attention_bias, mlp_bias: got True and False"),
+        ({**OLD_LLAMA, "intermediate_size": None}, "intermediate_size: missing"),
+        ({**OLD_LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5"),
+        ({**OLD_LLAMA, "problem_type": "regression"}, "problem_type: got 'regression'"),
+        ({**OLD_LLAMA, "num_key_value_heads": 3}, "n_kv_heads: got 3"),
+        ({**OLD_LLAMA, "hidden_size": "wide"}, "d_model: .*'wide'"),
+        ({**OLD_GPT2, "activation_function": "relu"}, "activation_function: got 'relu'"),
+        ({**OLD_GPT2, "scale_attn_weights": False}, "scale_attn_weights: got False"),
+        ({**OLD_GPT2, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({**OLD_GPT2, "add_cross_attention": True}, "add_cross_attention: got True"),
+        ({**OLD_GPT2, "attn_pdrop": 0.3}, "resid_pdrop, embd_pdrop, attn_pdrop: got 0.1, 0.1, 0.3"),
+        ({**OLD_GPT2, "attn_pdrop": "high"}, "attn_pdrop"),
+        ({**OLD_GPT2, "id2label": ["a"]}, "id2label: got \\['a'\\], expected an object"),
+        ({**OLD_GPT2, "n_embd": None}, "n_embd: missing"),
+        ({**OLD_GPT2, "n_embd": "64"}, "d_model: .*integer.*'64'"),
+        ({**OLD_GPT2, "n_layer": True}, "n_layers: .*integer.*True"),
+        ({**OLD_GPT2, "vocab_size": 99.0}, "vocab_size: .*integer.*99.0"),
+        ({**OLD_LLAMA, "attention_bias": "false", "mlp_bias": "false"}, "bias: .*boolean.*'false'"),
+        ({**OLD_LLAMA, "rms_norm_eps": "1e-5"}, "norm_eps: .*number.*'1e-5'"),
+        ({**OLD_GPT2, "id2label": {"x": "a"}}, "id2label: .* expected numbers as keys"),
+    ],
+)
+def test_refusals(raw, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        from_hf_config(raw)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_keys_are_mentioned(caplog):
+    with caplog.at_level(logging.WARNING):
+        from_hf_config({**OLD_LLAMA, "residual_multiplier": 2.0, "_name_or_path": "x"})
+    assert "residual_multiplier" in caplog.text
+    assert "_name_or_path" not in caplog.text
+
+
+def test_known_files_mention_nothing(caplog):
+    with caplog.at_level(logging.WARNING):
+        for theirs in (GPT2Config(), LlamaConfig()):
+            from_hf_config(theirs.to_dict())
+        from_hf_config(OLD_LLAMA)
+        from_hf_config(OLD_GPT2)
+    assert not caplog.records
