@@ -1,0 +1,85 @@
+"""Run units in processes of this machine."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar, cast
+
+from runtime.errors import UserError
+
+Result = TypeVar("Result")
+_task: Callable[[int], object] | None = None  # what this worker process runs
+
+
+def map_units(
+    task: Callable[[int], Result], units: Sequence[int], workers: int
+) -> Iterator[Result]:
+    """Yield task(unit) for every unit, in the order they finish.
+
+    Closing the iterator early stops after the units that are running. Raises UserError when a
+    worker process is killed from outside.
+    """
+    if workers == 1 or len(units) <= 1:
+        yield from _in_this_process(task, units)
+        return
+    # Not fork: the parent has used the tokenizers library's threads, which fork would break.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(units)), context, _start_worker, (task,))
+    try:
+        # The parent decides when to stop: workers start with Ctrl-C blocked, and keep it so.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(_run, unit) for unit in units]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for future in as_completed(futures):
+            yield cast(Result, future.result())
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory; lower workers "
+            "and run again: finished work is kept"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _in_this_process(task: Callable[[int], Result], units: Sequence[int]) -> Iterator[Result]:
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker means one core
+    try:
+        for unit in units:
+            yield task(unit)
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _start_worker(task: Callable[[int], object]) -> None:
+    global _task
+    _task = task
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """End this worker when its parent is gone: nobody would collect its work."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _run(unit: int) -> object:
+    assert _task is not None, "the pool's initializer sets the task"
+    return _task(unit)

@@ -1,0 +1,164 @@
+"""Train a tokenizer. The result depends on the texts alone, not on threads or on chance."""
+
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from data_prep.atomic import write_atomic
+from data_prep.config import TrainTokenizer
+from data_prep.tokenizer import CONFIG_FILE, FILE, cut, default_config
+from runtime.errors import UserError
+
+EOD, UNKNOWN = "<|endoftext|>", "<unk>"
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+DEFAULT_VOCAB_SIZE = 32768
+_BERT_ALPHABET = 8000  # single characters a WordPiece vocabulary may start from
+_CONTINUES = "##"
+
+
+def train(options: TrainTokenizer, texts: Iterable[str], directory: Path) -> None:
+    """Train a tokenizer and write tokenizer.json and tokenizer_config.json.
+
+    Raises UserError when the texts are empty or the vocabulary is too small for them.
+    """
+    rest = iter(texts)
+    first = next(rest, None)
+    if first is None:
+        raise UserError("no text to train the tokenizer on: every record is empty or unreadable")
+    pieces = (piece for text in chain([first], rest) for piece in cut(text))
+    size = options.vocab_size or DEFAULT_VOCAB_SIZE
+    if options.kind == "char":
+        tokenizer = _train_characters(pieces, options.vocab_size)
+        config = default_config(EOD) | {"unk_token": UNKNOWN}
+    elif options.kind == "bpe":
+        tokenizer, config = _train_bpe(pieces, size, options), default_config(EOD)
+    else:
+        tokenizer = _train_wordpiece(pieces, size, options)
+        config = _bert_config(options.lowercase)
+    write_atomic(directory / CONFIG_FILE, orjson.dumps(config, option=orjson.OPT_INDENT_2) + b"\n")
+    write_atomic(directory / FILE, tokenizer.to_str(pretty=True).encode("utf-8"))
+
+
+def _train_bpe(texts: Iterable[str], size: int, options: TrainTokenizer) -> Any:
+    """Byte-level BPE with GPT-2's word pattern: every string can be written and read back."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=options.min_frequency,
+        special_tokens=[EOD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _train_characters(texts: Iterable[str], limit: int | None) -> Any:
+    """One token for each character. BPE without merges does it in one native pass."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    by_count = sorted(counts, key=lambda character: (-counts[character], character))
+    kept = sorted(by_count if limit is None else by_count[: limit - 2])
+    vocabulary = {token: number for number, token in enumerate([EOD, UNKNOWN, *kept])}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN, fuse_unk=False)
+    )
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([EOD, UNKNOWN])
+    return tokenizer
+
+
+def _train_wordpiece(texts: Iterable[str], size: int, options: TrainTokenizer) -> Any:
+    """BERT's WordPiece.
+
+    The library's trainer numbers the continuing characters ("##a") in the order of a hash map
+    that differs in every process, and later ties go by number. Here they are listed
+    beforehand, sorted, as if they were special tokens; the vocabulary alone is kept.
+    """
+    normalizer = _bert_normalizer(options.lowercase)
+    sample = [normalizer.normalize_str(text) for text in texts]
+    counts: Counter[str] = Counter()
+    later: set[str] = set()  # characters that can stand inside a word
+    for text in sample:
+        counts.update(text)
+        later.update(b for a, b in set(pairwise(text)) if not a.isspace())
+    words = [c for c in counts if not c.isspace()]
+    by_count = sorted(words, key=lambda character: (-counts[character], character))
+    alphabet = by_count[: min(_BERT_ALPHABET, max(size // 2, 1))]
+    continuing = [_CONTINUES + c for c in sorted(alphabet) if c in later and not _is_mark(c)]
+    needed = len(BERT_SPECIALS) + len(alphabet) + len(continuing)
+    if size < needed:
+        raise UserError(
+            f"tokenizer.train.vocab_size={size} cannot hold the {needed} single characters "
+            "of this text; raise it"
+        )
+    learner = Tokenizer(models.WordPiece(unk_token=BERT_SPECIALS[1]))
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=options.min_frequency,
+        special_tokens=[*BERT_SPECIALS, *continuing],
+        initial_alphabet=sorted(alphabet),
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=_CONTINUES,
+        show_progress=False,
+    )
+    learner.train_from_iterator(sample, trainer)
+    return _bert_tokenizer(learner.get_vocab(), options.lowercase)
+
+
+def _is_mark(character: str) -> bool:
+    """Whether BERT's pre-tokenizer makes a word of this character alone."""
+    return unicodedata.category(character).startswith("P") or character in string.punctuation
+
+
+def _bert_normalizer(lowercase: bool) -> Any:
+    return normalizers.BertNormalizer(lowercase=lowercase)
+
+
+def _bert_tokenizer(vocabulary: dict[str, int], lowercase: bool) -> Any:
+    unknown, start, end = BERT_SPECIALS[1:4]
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary, unk_token=unknown, continuing_subword_prefix=_CONTINUES)
+    )
+    tokenizer.normalizer = _bert_normalizer(lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUES)
+    tokenizer.add_special_tokens(list(BERT_SPECIALS))
+    tokenizer.post_processor = processors.BertProcessing(
+        (end, vocabulary[end]), (start, vocabulary[start])
+    )
+    return tokenizer
+
+
+def _bert_config(lowercase: bool) -> dict[str, Any]:
+    pad, unknown, start, end, mask = BERT_SPECIALS
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": pad,
+        "unk_token": unknown,
+        "cls_token": start,
+        "sep_token": end,
+        "mask_token": mask,
+        "do_lower_case": lowercase,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000_000,
+    }
