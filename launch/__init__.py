@@ -1,0 +1,1 @@
+"""How runs start, and the report of what they did. Starts without torch."""

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=ingot-pretrain
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+''':'
+# One file, three languages: bash reads up to `exec`, Slurm reads the #SBATCH lines, and Python
+# takes this part as a string. So `deepspeed`, `torchrun`, `bash` and `sbatch` all start it.
+case $0 in
+    */slurm_script) root=$SLURM_SUBMIT_DIR ;; # Slurm runs a copy: submit from the source tree
+    *) root=$(cd "$(dirname "$0")/.." && pwd) ;;
+esac
+exec bash "$root/launch/start.sh" "$root/launch/pretrain.sh" "$@"
+'''
+
+import sys
+from pathlib import Path
+
+# Python puts this file's folder first, where names such as `report` would shadow others'.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pretrain.__main__ import main  # noqa: E402 - after the path is right
+
+if __name__ == "__main__":
+    sys.exit(main())

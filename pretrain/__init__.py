@@ -1,0 +1,1 @@
+"""The pretraining run: config, objective, loop, evaluation."""

@@ -1,0 +1,86 @@
+"""The pretraining loop."""
+
+from pretrain.config import PretrainConfig
+from pretrain.evaluate import validation_loss
+from pretrain.objectives import predicted_tokens, split, weighted
+from pretrain.session import Session, start
+from runtime import dist
+from runtime.dist import Ranks
+from runtime.engine import StepResult
+from runtime.errors import EXIT_OK, EXIT_PREEMPTED
+from runtime.metrics import Rate, memory_bytes
+from runtime.schedule import lr_ratio
+from runtime.seed import seed_step
+from runtime.signals import StopRequest
+
+
+def train(config: PretrainConfig, ranks: Ranks) -> int:
+    """Train to the last step, or until asked to stop; returns the exit status. Collective."""
+    stop = StopRequest()
+    session = start(config, ranks)
+    total, micro_batch_size = config.total_steps, config.micro_batch_size(ranks.world_size)
+    if session.step >= total:
+        session.progress.say(f"already finished: {session.step} of {total} steps")
+        return EXIT_OK
+    batches = iter(session.loader)
+    rate = Rate()
+    stopping = False
+    while session.step < total and not stopping:
+        batch = next(batches)
+        # One agreement a step: how many targets all ranks hold, and whether one was told to stop.
+        tokens, stops = dist.sum_over_ranks([float(predicted_tokens(batch)), stop.check()])
+        stopping = stops > 0
+        seed_step(config.run.seed, session.step, ranks.rank)
+        lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
+        result = session.engine.train_step(
+            split(batch, micro_batch_size, ranks.device), weighted(config.objective, tokens), lr
+        )
+        session.step += 1
+        session.tokens_seen += config.tokens_per_step
+        rate.add(config.tokens_per_step)
+        is_last = session.step == total or stopping
+        if is_last or session.step % config.log.every_steps == 0:
+            _log_step(session, result, lr, rate.read())
+        if _is_due(session.step, config.evaluate.every_steps, at_end=session.step == total):
+            loss = validation_loss(session.engine, config)
+            session.record(valid_loss=loss)
+            session.progress.say(f"step {session.step}: validation loss {loss:.4f}")
+            rate.pause_until_now()
+        if is_last or _is_due(session.step, config.checkpoint.every_steps):
+            session.save()
+            rate.pause_until_now()
+    if session.log is not None:
+        session.log.close()
+    if session.step < total:
+        session.progress.say(
+            f"stopped after step {session.step} ({stop.reason or 'another rank was told to'}); "
+            "run the same command again to go on"
+        )
+        return EXIT_PREEMPTED
+    return EXIT_OK
+
+
+def _is_due(step: int, every_steps: int, *, at_end: bool = False) -> bool:
+    return every_steps > 0 and (step % every_steps == 0 or at_end)
+
+
+def _log_step(session: Session, result: StepResult, lr: float, tokens_per_second: float) -> None:
+    """Record what the last step measured. Collective: the loss is summed over the ranks."""
+    (loss,) = dist.sum_over_ranks([float(result.loss)])
+    utilisation = session.utilisation(tokens_per_second)
+    session.record(
+        loss=loss,
+        lr=lr,
+        grad_norm=result.grad_norm,
+        tokens_per_second=tokens_per_second,
+        memory_bytes=memory_bytes(session.ranks.device),
+        **utilisation,
+        **({} if result.applied else {"skipped": True}),
+    )
+    session.progress.update(
+        session.step,
+        loss=loss,
+        lr=lr,
+        **{"grad norm": result.grad_norm, "tokens/s": tokens_per_second},
+        mfu=utilisation["mfu"],
+    )

@@ -1,0 +1,103 @@
+"""Who may import whom: the table of docs/design.md, from the imports themselves."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture.source import ROOMS, ROOT, sources
+from tests.processes import environment
+
+MAY_IMPORT = {
+    "model": set(),
+    "runtime": set(),
+    "data_prep": {"runtime"},
+    "pretrain": {"model", "runtime", "data_prep"},
+    "finetune": {"model", "runtime", "data_prep"},
+    "launch": {"model", "runtime", "data_prep", "pretrain", "finetune"},
+}
+
+# Each of these packages is known to one place only.
+ONE_PLACE = {
+    "deepspeed": ("runtime/engine.py",),
+    "transformers": ("model/hf/",),
+    "triton": ("model/kernels/",),
+    "accelerate": ("finetune/",),
+    "sklearn": ("finetune/metrics.py",),
+    "matplotlib": ("launch/charts.py",),
+    "tensorboard": ("runtime/metrics.py",),
+    "yaml": ("runtime/config.py",),
+    "psutil": ("runtime/metrics.py",),
+}
+
+TORCH_FREE = [
+    "data_prep.config",
+    "data_prep.shards",
+    "data_prep.pipeline",
+    "data_prep.verify",
+    "finetune.config",
+    "launch.__main__",
+    "launch.report",
+    "model.config",
+    "model.flops",
+    "model.presets",
+    "pretrain.config",
+    "runtime.checkpoint",
+    "runtime.config",
+    "runtime.deepspeed_config",
+    "runtime.records",
+    "runtime.sections",
+]
+
+
+def test_the_import_table() -> None:
+    for source in sources():
+        for module, line in source.imports():
+            room = module.split(".")[0]
+            if room in ROOMS and room != source.room:
+                assert room in MAY_IMPORT[source.room], f"{source.name}:{line} imports {module}"
+
+
+def test_launch_imports_only_configs_of_the_stages() -> None:
+    allowed = {"data_prep.config", "finetune.config", "pretrain.config", "model.config"}
+    for source in sources("launch"):
+        for module, line in source.imports():
+            if module.split(".")[0] in {"data_prep", "finetune", "pretrain", "model"}:
+                of_config = any(module == a or module.startswith(f"{a}.") for a in allowed)
+                assert of_config, f"{source.name}:{line} imports {module}"
+
+
+def test_packages_known_to_one_place() -> None:
+    for source in sources():
+        for module, line in source.imports():
+            package = module.split(".")[0]
+            if package == "torch" and "tensorboard" in module:
+                package = "tensorboard"
+            places = ONE_PLACE.get(package)
+            allowed = places is None or source.name.startswith(places)
+            assert allowed, f"{source.name}:{line} imports {module}; it belongs to {places}"
+
+
+def test_accelerate_and_tokenizers_have_few_homes() -> None:
+    homes = {
+        (module.split(".")[0], source.name)
+        for source in sources()
+        for module, _ in source.imports()
+        if module.split(".")[0] == "accelerate"
+    }
+    assert len(homes) == 1
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, timeout=60)
+    assert done.returncode == 0, f"importing {module} imports torch"
+
+
+def test_no_installed_distribution_has_our_names() -> None:
+    """Flat packages (docs/adr/0001) only work while nobody else installs `model` or `launch`."""
+    owners = importlib.metadata.packages_distributions()
+    for room in ROOMS:
+        assert set(owners.get(room, [])) <= {"ingot"}, f"{room} is also installed by {owners[room]}"
