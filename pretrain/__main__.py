@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, command
+from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, command, leave
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -84,4 +84,4 @@ def _train(config: "PretrainConfig") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -129,7 +129,7 @@ def _gathered(parameter: nn.Parameter) -> Iterator[None]:
     if not hasattr(parameter, "ds_id"):
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters([parameter]):
+    with deepspeed.zero.GatheredParameters([parameter]):
         yield

@@ -5,7 +5,6 @@ have been computed wrongly by released versions of DeepSpeed), for every ZeRO st
 gradient accumulation, against one plain torch loop in fp32 over the whole global batch.
 """
 
-import sys
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from runtime import dist, sections
 from runtime.deepspeed_config import deepspeed_config
 from runtime.engine import DTYPES, Engine
+from runtime.errors import leave
 from runtime.optim import build_optimizer
 from runtime.sections import Precision
 from runtime.zero_layout import MASTER
@@ -181,4 +181,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

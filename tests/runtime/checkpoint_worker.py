@@ -18,6 +18,7 @@ from runtime.checkpoint.reader import TrainingState
 from runtime.checkpoint.writer import save
 from runtime.deepspeed_config import deepspeed_config
 from runtime.engine import Engine
+from runtime.errors import leave
 from runtime.optim import build_optimizer
 from runtime.selftest import _OPTIM, SEQUENCES, _batch, _groups, _loss, _new_net
 
@@ -68,3 +69,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

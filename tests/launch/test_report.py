@@ -1,0 +1,86 @@
+import re
+from pathlib import Path
+
+import orjson
+import pytest
+
+from launch.__main__ import main
+from launch.charts import _running_mean, confusion, curves
+
+
+def make_run(path: Path, steps: int = 100) -> Path:
+    path.mkdir(parents=True)
+    records = [
+        {
+            "step": s,
+            "tokens_seen": s * 256,
+            "loss": 5 / s,
+            "lr": 1e-3,
+            "grad_norm": 1.0 + 1 / s,
+            "tokens_per_second": 1000.0 + s,
+            "mfu": None,
+            "memory_bytes": 1 << 30,
+        }
+        for s in range(1, steps + 1)
+    ]
+    records.append({"step": steps, "tokens_seen": steps * 256, "valid_loss": 2.0})
+    (path / "metrics.jsonl").write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in records))
+    (path / "config.yaml").write_text("run: {name: <script>}\n")
+    return path
+
+
+def test_the_page_stands_alone_and_escapes(tmp_path: Path) -> None:
+    make_run(tmp_path / "demo" / "pretrain")
+    (tmp_path / "demo" / "sample.txt").write_text("def f(x):\n    return x < 1 & 2\n")
+    assert main(["report", str(tmp_path / "demo")]) == 0
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert not re.search(r'(src|href)="?https?:', page)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "return x &lt; 1 &amp; 2" in page
+    for text in ("best validation loss", "2 nats", "7.389", "25,600", "n/a (unknown device)"):
+        assert text in page
+    for title in ("loss", "learning rate", "gradient norm", "throughput"):
+        assert f">{title}<" in page
+    assert "model-FLOPs utilisation<" not in page.split("</dl>")[1]  # no chart of nothing
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    make_run(tmp_path / "demo" / "pretrain")
+    pages = []
+    for name in ("a.html", "b.html"):
+        assert main(["report", str(tmp_path / "demo"), "--output", str(tmp_path / name)]) == 0
+        pages.append(re.sub(r'(id|href|url)[="(#]+[\w#-]+', "", (tmp_path / name).read_text()))
+    assert pages[0] == pages[1]
+
+
+def test_no_run_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "absent")]) == 2
+    assert "no such run directory" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no run here" in capsys.readouterr().err
+
+
+def test_charts_hold_their_words() -> None:
+    chart = curves("loss", [("train", [1, 2], [3.0, 2.0]), ("validation", [2], [2.5])], unit="nats")
+    for word in ("loss", "nats", "train", "validation", "step"):
+        assert f">{word}<" in chart
+    matrix = confusion(["猫", "dog"], [[5, 1], [0, 7]])
+    for word in ("猫", "dog", "predicted", "true", "5", "7"):
+        assert f">{word}<" in matrix
+
+
+def test_running_mean_starts_unbiased_and_follows() -> None:
+    assert _running_mean([3.0] * 50) == pytest.approx([3.0] * 50)
+    assert _running_mean([0.0] * 500 + [1.0] * 500)[-1] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_check_and_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("steps: 1\nmodell: {}\n")
+    assert main(["check", str(path)]) == 2
+    assert "did you mean model" in capsys.readouterr().err
+    for stage in ("pretrain", "finetune", "data_prep"):
+        assert main(["schema", stage]) == 0
+        schema = orjson.loads(capsys.readouterr().out)
+        assert schema["additionalProperties"] is False
