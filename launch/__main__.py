@@ -57,8 +57,13 @@ def _schema(stage: str) -> int:
     from data_prep.config import DataPrepConfig
     from finetune.config import FinetuneConfig
     from pretrain.config import PretrainConfig
+    from runtime.config import Config
 
-    schemas = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "data_prep": DataPrepConfig}
+    schemas: dict[str, type[Config]] = {
+        "pretrain": PretrainConfig,
+        "finetune": FinetuneConfig,
+        "data_prep": DataPrepConfig,
+    }
     print(json.dumps(schemas[stage].model_json_schema(), indent=2, ensure_ascii=False))
     return EXIT_OK
 

@@ -1,5 +1,7 @@
 """The pretraining loop."""
 
+import math
+
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import validation_loss
 from pretrain.objectives import predicted_tokens, split, weighted
@@ -7,7 +9,7 @@ from pretrain.session import Session, start
 from runtime import dist
 from runtime.dist import Ranks
 from runtime.engine import StepResult
-from runtime.errors import EXIT_OK, EXIT_PREEMPTED
+from runtime.errors import EXIT_OK, EXIT_PREEMPTED, UserError
 from runtime.metrics import Rate, memory_bytes
 from runtime.schedule import lr_ratio
 from runtime.seed import seed_step
@@ -39,14 +41,15 @@ def train(config: PretrainConfig, ranks: Ranks) -> int:
         session.tokens_seen += config.tokens_per_step
         rate.add(config.tokens_per_step)
         is_last = session.step == total or stopping
-        if is_last or session.step % config.log.every_steps == 0:
+        saves = is_last or _is_due(session.step, config.checkpoint.every_steps)
+        if saves or session.step % config.log.every_steps == 0:
             _log_step(session, result, lr, rate.read())
         if _is_due(session.step, config.evaluate.every_steps, at_end=session.step == total):
             loss = validation_loss(session.engine, config)
             session.record(valid_loss=loss)
             session.progress.say(f"step {session.step}: validation loss {loss:.4f}")
             rate.pause_until_now()
-        if is_last or _is_due(session.step, config.checkpoint.every_steps):
+        if saves:
             session.save()
             rate.pause_until_now()
     if session.log is not None:
@@ -67,11 +70,18 @@ def _is_due(step: int, every_steps: int, *, at_end: bool = False) -> bool:
 def _log_step(session: Session, result: StepResult, lr: float, tokens_per_second: float) -> None:
     """Record what the last step measured. Collective: the loss is summed over the ranks."""
     (loss,) = dist.sum_over_ranks([float(result.loss)])
+    grad_norm = float(result.grad_norm)
+    if not math.isfinite(loss):
+        # Before a checkpoint holds such weights, and the good one is pruned.
+        raise UserError(
+            f"step {session.step}: the loss is {loss}: training diverged; lower optim.lr or add "
+            "schedule.warmup_steps, and run again: it goes on from the last checkpoint"
+        )
     utilisation = session.utilisation(tokens_per_second)
     session.record(
         loss=loss,
         lr=lr,
-        grad_norm=result.grad_norm,
+        grad_norm=grad_norm,
         tokens_per_second=tokens_per_second,
         memory_bytes=memory_bytes(session.ranks.device),
         **utilisation,
@@ -81,6 +91,6 @@ def _log_step(session: Session, result: StepResult, lr: float, tokens_per_second
         session.step,
         loss=loss,
         lr=lr,
-        **{"grad norm": result.grad_norm, "tokens/s": tokens_per_second},
+        **{"grad norm": grad_norm, "tokens/s": tokens_per_second},
         mfu=utilisation["mfu"],
     )

@@ -19,7 +19,7 @@ class StepResult(NamedTuple):
     """What one optimizer step measured."""
 
     loss: torch.Tensor  # this rank's share of the step's mean loss; the shares add up to it
-    grad_norm: float  # global, before clipping
+    grad_norm: torch.Tensor  # global, before clipping; a scalar, NaN where it was not computed
     applied: bool  # False where the gradients overflowed and the step was skipped
 
 
@@ -56,7 +56,7 @@ class Engine:
         # DeepSpeed divides by the accumulation steps and averages over the ranks; we want sums.
         scale = self.accumulation_steps * self.ranks.world_size
         total = torch.zeros((), device=self.ranks.device)
-        grad_norm = float("nan")
+        grad_norm = torch.tensor(float("nan"))
         for index, batch in enumerate(micro_batches):
             loss = loss_of(self._engine, batch)
             self._engine.backward(loss * scale)
@@ -65,12 +65,13 @@ class Engine:
                 grad_norm = self._plain_grad_norm()
             self._engine.step()
         if self._stage > 0:
-            grad_norm = float(self._engine.get_global_grad_norm())
+            # Not read here: a step must not wait for the GPU.
+            grad_norm = torch.as_tensor(self._engine.get_global_grad_norm())
         return StepResult(total, grad_norm, bool(self._engine.was_step_applied()))
 
-    def _plain_grad_norm(self) -> float:
+    def _plain_grad_norm(self) -> torch.Tensor:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(grads))
+        return torch.nn.utils.get_total_norm(grads)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

@@ -140,7 +140,7 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
             torch.split(mine, micro), lambda module, ids: _loss(module, ids) * weight, _OPTIM.lr
         )
         losses += dist.sum_over_ranks([float(result.loss)])
-        norms.append(result.grad_norm)
+        norms.append(float(result.grad_norm))
     want_losses, want_norms, want = _reference(case.precision)
     loss = max(abs(a - b) / b for a, b in zip(losses, want_losses, strict=True))
     norm = max(abs(a - b) / b for a, b in zip(norms, want_norms, strict=True))

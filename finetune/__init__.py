@@ -1,0 +1,1 @@
+"""Fine-tuning: tasks on top of a pretrained checkpoint, their scores, and prediction."""

@@ -1,0 +1,76 @@
+"""`python -m finetune CONFIG.yaml [key=value …]`, behind `deepspeed launch/finetune.sh`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import EXIT_OK, command
+
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
+
+USAGE = """\
+usage: deepspeed launch/finetune.sh CONFIG.yaml [key=value …]      (or torchrun, bash, sbatch)
+       python -m finetune predict DIR INPUT [--output FILE] …      (see predict --help)
+
+Fine-tune a checkpoint on labelled texts, and score it. The same command again resumes an
+interrupted run. --print-config shows every key and stops; --check stops after checking the
+config, the data and the model."""
+
+COMMUNICATION_TIMEOUT_S = 1800
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Check the config, then train. Exit status: 0 done, 2 bad config, 1 failed, 75 stopped."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["predict"]:
+        from finetune.predict import main as predict
+
+        return predict(arguments[1:])
+    # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
+    arguments = [a for a in arguments if not a.startswith("--local_rank")]
+    from finetune.config import FinetuneConfig, check
+    from runtime.config import load, print_help, to_yaml
+
+    if {"-h", "--help"} & set(arguments):
+        print_help(USAGE, FinetuneConfig)
+        return EXIT_OK
+    flags = {a for a in arguments if a in ("--print-config", "--check")}
+    path = _only_file([a for a in arguments if "=" not in a and a not in flags])
+    overrides = [a for a in arguments if "=" in a]
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config = load(FinetuneConfig, path, overrides, lambda c: check(c, world_size))
+    if flags:
+        print(to_yaml(config) if "--print-config" in flags else f"{path}: good")
+        return EXIT_OK
+    return _train(config)
+
+
+def _only_file(files: list[str]) -> Path:
+    from runtime.config import ConfigError
+
+    unknown = [f for f in files if f.startswith("-")]
+    if unknown:
+        raise ConfigError([f"command line: unknown option {unknown[0]}; see --help"])
+    if len(files) != 1:
+        got = f"{len(files)}: {' '.join(files)}" if files else "none"
+        raise ConfigError([f"command line: expected one config file, got {got}; see --help"])
+    return Path(files[0])
+
+
+def _train(config: "FinetuneConfig") -> int:
+    os.umask(0o077)  # runs are private to their user
+    from finetune.train import train
+    from runtime import dist
+
+    ranks = dist.init(config.run.device, COMMUNICATION_TIMEOUT_S)
+    try:
+        return train(config, ranks)
+    finally:
+        dist.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

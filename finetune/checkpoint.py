@@ -1,0 +1,176 @@
+"""Saving and loading a run: the checkpoint format of `runtime`, written by the main rank alone.
+
+Every rank holds the same weights and moments, so one of them writes all. Same protocol as
+`runtime.checkpoint.writer` (whose part is to gather what DeepSpeed spreads over the ranks).
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from safetensors.torch import save_file
+
+from finetune.tokenizer import TextTokenizer
+from model import save_pretrained
+from model.heads import Model
+from runtime import dist
+from runtime.checkpoint.format import (
+    LATEST,
+    MANIFEST,
+    SCHEMA,
+    TRAINING,
+    fsync_path,
+    hash_file,
+    list_checkpoints,
+    step_dir,
+    temporary_dir,
+)
+from runtime.checkpoint.reader import TrainingState
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCORE = "score.json"
+
+
+def write_model(net: Model, directory: Path, tokenizer: TextTokenizer) -> None:
+    """Write a Hugging Face directory that classifies in transformers as it does here."""
+    save_pretrained(net, directory, tokenizer_dir=tokenizer.directory)
+    tokenizer.write_settings(directory)
+
+
+def save(
+    root: Path,
+    step: int,
+    net: Model,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: TextTokenizer,
+    state: dict[str, Any],
+) -> None:
+    """Commit the checkpoint of a step: files, then the manifest, then one rename. Main rank."""
+    temporary = temporary_dir(root, step)
+    if temporary.exists():  # left by a crash
+        shutil.rmtree(temporary)
+    write_model(net, temporary, tokenizer)
+    (temporary / TRAINING).mkdir()
+    tensors, steps = _optimizer_tensors(net, optimizer)
+    save_file(tensors, temporary / TRAINING / "optimizer_00000.safetensors")
+    full = {"schema": SCHEMA, "optimizer_steps": steps, **state}
+    (temporary / TRAINING / "state.json").write_bytes(
+        orjson.dumps(full, option=orjson.OPT_INDENT_2)
+    )
+    _commit(temporary, step_dir(root, step), step)
+
+
+def _commit(temporary: Path, final: Path, step: int) -> None:
+    paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+    files = {}
+    for path in paths:
+        fsync_path(path)
+        entry = {"size": path.stat().st_size, "sha256": hash_file(path)}
+        files[path.relative_to(temporary).as_posix()] = entry
+    manifest = {"schema": SCHEMA, "step": step, "files": files}
+    (temporary / MANIFEST).write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    for path in (temporary / MANIFEST, temporary / TRAINING, temporary):
+        fsync_path(path)
+    if final.exists():  # a damaged one of the same step, passed over when the run resumed
+        shutil.rmtree(final)
+    temporary.rename(final)
+    fsync_path(final.parent)
+    hint = final.parent / f".{LATEST}.tmp"
+    hint.write_text(f"{final.name}\n")
+    hint.replace(final.parent / LATEST)
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Delete all but the newest checkpoints (0 keeps all), and what crashed saves left behind."""
+    for info in list_checkpoints(root)[:-keep_last] if keep_last else []:
+        doomed = info.path.rename(info.path.with_name(f".old_{info.path.name}"))
+        shutil.rmtree(doomed)
+    for leftover in [*root.glob(".old_step_*"), *root.glob(".tmp_step_*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _optimizer_tensors(
+    net: Model, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], int]:
+    """AdamW's moments as flat tensors named `parameter|moment|0`, and its step count."""
+    tensors, steps = {}, 0
+    for name, parameter in net.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        for moment in _MOMENTS:
+            if moment in state:
+                flat = state[moment].detach().to("cpu", copy=True).flatten()
+                tensors[f"{name}|{moment}|0"] = flat
+                steps = int(state["step"])
+    return tensors, steps
+
+
+def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    """Give AdamW the moments and the step count of a checkpoint."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    steps = float(state.values["optimizer_steps"])
+    content = optimizer.state_dict()
+    if steps:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        content["state"] = {
+            number: {
+                "step": torch.tensor(steps),
+                **{
+                    moment: state.read(names[id(p)], moment, 0, p.numel()).view_as(p)
+                    for moment in _MOMENTS
+                },
+            }
+            for number, p in enumerate(parameters)
+        }
+    optimizer.load_state_dict(content)
+
+
+# --- the best model --------------------------------------------------------------------------
+
+
+def publish_best(
+    best: Path, net: Model, tokenizer: TextTokenizer, step: int, metric: str, score: float
+) -> None:
+    """Replace the best model by this one. A crash leaves one of the two (see `recover_best`)."""
+    fresh, old = best.with_name(f".{best.name}.new"), best.with_name(f".{best.name}.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_model(net, fresh, tokenizer)
+    content = {"step": step, "metric": metric, "dev_score": score}
+    (fresh / _SCORE).write_bytes(orjson.dumps(content))
+    for path in (*fresh.iterdir(), fresh):
+        fsync_path(path)
+    shutil.rmtree(old, ignore_errors=True)
+    if best.exists():
+        best.rename(old)
+    fresh.rename(best)
+    fsync_path(best.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_best(best: Path) -> None:
+    """Bring back the best model where a crash came between the two renames."""
+    old = best.with_name(f".{best.name}.old")
+    if old.exists() and not best.exists():
+        old.rename(best)
+
+
+def best_score(best: Path) -> dict[str, Any] | None:
+    """Step, metric and dev score of the best model; None where there is none yet."""
+    try:
+        content: dict[str, Any] = orjson.loads((best / _SCORE).read_bytes())
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def on_main(action: Callable[[], None]) -> None:
+    """Write files on the main rank; every rank fails if that does. Collective."""
+    error = None
+    if dist.rank_from_env() == 0:
+        try:
+            action()
+        except OSError as problem:
+            error = f"not saved: {problem}; what was saved before is intact"
+    dist.raise_together(error)

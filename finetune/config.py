@@ -1,0 +1,322 @@
+"""The fine-tuning config, and every check that needs no torch and no process group."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import orjson
+import pydantic
+
+from finetune.tasks.classification import (
+    Examples,
+    label_names,
+    read_examples,
+    split_dev,
+    unknown_labels,
+)
+from finetune.tokenizer import TextTokenizer
+from model.config import ModelConfig
+from model.hf import CheckpointError, read_config
+from runtime import sections
+from runtime.checkpoint.format import TRAINING, list_checkpoints
+from runtime.config import Config, Problem, key, section
+from runtime.errors import UserError
+
+BEST = "best"  # in a run directory: the model with the best dev score
+# What may differ when an interrupted run is taken up again: nothing that what was trained so far,
+# or the meaning of its scores, depends on.
+_FREE = (
+    *("run.name", "run.dir", "run.device", "data.test", "batch.micro_batch_size", "epochs"),
+    *("steps", "precision", "evaluate.every_steps", "patience"),
+    *("checkpoint.", "log."),
+)
+
+
+class Task(Config):
+    """What the model learns."""
+
+    kind: Literal["classification"] = key("classification", "One class for each text")
+    text_key: str = key("text", "Field or column that holds the text", min_length=1)
+    label_key: str = key("label", "Field or column that holds the class", min_length=1)
+    max_length: int = key(128, "Longer texts are cut at the end, and counted", unit="tokens", ge=1)
+
+
+class Data(Config):
+    """Labelled files: .jsonl, .csv or .tsv, each also packed as .gz."""
+
+    train: str = key(..., "Texts to learn from")
+    dev: str | None = key(
+        None, "Texts to choose the best model by; none = a share of every class of train"
+    )
+    test: str | None = key(None, "Texts for the final scores; none = those of dev")
+    dev_fraction: float = key(0.1, "Share of train that becomes dev", gt=0, le=0.5)
+
+
+class Batch(Config):
+    """How many texts make a step."""
+
+    global_batch_size: int = key(32, "Texts per optimizer step, all ranks", unit="texts", ge=1)
+    micro_batch_size: int | None = key(
+        None, "Texts per forward pass and rank; none = all at once", unit="texts", ge=1
+    )
+
+
+class Optim(sections.Optim):
+    """The optimizer, with defaults for trained models."""
+
+    lr: float = key(5e-5, "Peak learning rate", gt=0)
+    betas: tuple[float, float] = key((0.9, 0.999), "Decay rates of the two moments")
+    weight_decay: float = key(0.01, "Decoupled decay of the weight matrices", ge=0)
+
+
+class Evaluate(Config):
+    """Evaluation on the dev set."""
+
+    metric: Literal["accuracy", "macro_f1"] = key("accuracy", "The score of a model; most is best")
+    every_steps: int | None = key(
+        None, "Evaluate every so many steps and at the end; none = after each epoch", ge=1
+    )
+
+
+class FinetuneConfig(Config):
+    """A fine-tuning run."""
+
+    run: sections.Run = section(sections.Run, "The run")
+    model: str = key(
+        ..., "Model directory, ours or Hugging Face's, or a run: its newest whole checkpoint"
+    )
+    task: Task = section(Task, "The task")
+    data: Data = key(..., "The data")
+    batch: Batch = section(Batch, "The batch")
+    epochs: int | None = key(
+        None, "Length of the run, if not given as steps; none = 3", unit="passes over train", ge=1
+    )
+    steps: int | None = key(None, "Length of the run, instead of epochs", unit="steps", ge=1)
+    optim: Optim = section(Optim, "The optimizer")
+    schedule: sections.Schedule = section(sections.Schedule, "The learning rate")
+    precision: Literal["auto", "fp32", "bf16"] = key(
+        "auto",
+        "Of forward and backward; weights are fp32 always; auto = bf16 on a GPU that has it",
+    )
+    evaluate: Evaluate = section(Evaluate, "Evaluation")
+    patience: int = key(
+        0, "Stop after so many evaluations in a row without a new best; 0 = never", ge=0
+    )
+    checkpoint: sections.Checkpoint = section(sections.Checkpoint, "Saving")
+    log: sections.Log = section(sections.Log, "Logs")
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, with {name} filled in."""
+        return Path(self.run.dir.replace("{name}", self.run.name))
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Texts per forward pass on one rank."""
+        return self.batch.micro_batch_size or self.batch.global_batch_size // world_size
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Optimizer steps of one pass over so many examples; the last may be a smaller one."""
+        return -(-examples // self.batch.global_batch_size)
+
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps or (self.epochs or 3) * self.steps_per_epoch(examples)
+
+    @pydantic.model_validator(mode="after")
+    def _length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give the length of the run as steps or as epochs, one of them")
+        return self
+
+
+class Sets(NamedTuple):
+    """The examples of a run."""
+
+    train: Examples
+    dev: Examples
+    test: Examples | None
+    labels: list[str]
+
+
+def read_sets(config: FinetuneConfig) -> tuple[Sets, list[Problem]]:
+    """Read all data files; the problems name every wrong line, and labels that don't belong."""
+    train, problems = _read(config, "train")
+    labels = label_names(train.labels)
+    if not problems and len(labels) < 2:
+        problems.append(
+            Problem(
+                "data.train",
+                f"{config.data.train}: every text has the label {labels[0]!r}; "
+                "two classes or more are needed",
+            )
+        )
+    is_train_good = not problems
+    others = {}
+    for name in ("dev", "test"):
+        if getattr(config.data, name) is None:
+            continue
+        others[name], found = _read(config, name)
+        problems += found
+        if is_train_good:
+            problems += _unknown(config, name, others[name], labels)
+    if "dev" not in others:
+        train, others["dev"] = split_dev(train, config.data.dev_fraction, config.run.seed)
+        if is_train_good and not others["dev"].texts:
+            problems.append(
+                Problem("data.dev", "no class of train has two different texts; give a dev file")
+            )
+    return Sets(train, others["dev"], others.get("test"), labels), problems
+
+
+def _read(config: FinetuneConfig, name: str) -> tuple[Examples, list[Problem]]:
+    dotted = f"data.{name}"
+    path = Path(getattr(config.data, name))
+    try:
+        examples, wrong = read_examples(path, config.task.text_key, config.task.label_key)
+    except UserError as error:
+        return Examples([], [], []), [Problem(dotted, str(error))]
+    return examples, [Problem(dotted, line) for line in wrong]
+
+
+def _unknown(
+    config: FinetuneConfig, name: str, examples: Examples, labels: list[str]
+) -> Iterator[Problem]:
+    unknown = unknown_labels(examples, labels)
+    if unknown:
+        listed = ", ".join(f"{label!r} (line {line})" for label, line in unknown[:10])
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        yield Problem(
+            f"data.{name}",
+            f"{getattr(config.data, name)}: labels that {config.data.train} never has: "
+            f"{listed}{more}; add texts of these classes to train, or remove them here",
+        )
+
+
+def model_directory(path: Path) -> Path:
+    """The model directory that a path stands for: itself, a run's best, or its newest checkpoint.
+
+    Nothing is verified here. Raises UserError where the path holds no model.
+    """
+    if (path / "config.json").is_file():
+        return path
+    if (path / BEST / "config.json").is_file():
+        return path / BEST
+    committed = list_checkpoints(checkpoints_directory(path))
+    if committed:
+        return committed[-1].path
+    if not path.exists():
+        raise UserError(f"{path}: no such directory; models are read from local directories only")
+    raise UserError(f"{path}: neither a model directory (config.json) nor a run with checkpoints")
+
+
+def class_names(shape: ModelConfig) -> dict[int, str]:
+    """The classes of a model by number; `model` leaves Hugging Face's default names out."""
+    return shape.id2label or {i: f"LABEL_{i}" for i in range(shape.num_labels)}
+
+
+def checkpoints_directory(path: Path) -> Path:
+    """Where the checkpoints of a run lie, given the run or that directory itself."""
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
+    """The mistakes that concern several keys, the data, the model, or this machine."""
+    return [
+        *_check_batch(config, world_size),
+        *_check_data(config),
+        *_check_model(config),
+        *_check_run_dir(config),
+        *_check_resume(config),
+    ]
+
+
+def _check_batch(config: FinetuneConfig, world_size: int) -> Iterator[Problem]:
+    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size or 1
+    unit = micro * world_size
+    if size % unit:
+        nearest = sorted({max(1, size // unit) * unit, -(-size // unit) * unit})
+        yield Problem(
+            "batch.global_batch_size",
+            f"{size} is not divisible by micro_batch_size × ranks = {micro} × {world_size} = "
+            f"{unit}; write {' or '.join(map(str, nearest))}",
+        )
+
+
+def _check_data(config: FinetuneConfig) -> Iterator[Problem]:
+    sets, problems = read_sets(config)
+    yield from problems
+    total = config.total_steps(len(sets.train.texts)) if not problems else 0
+    if config.schedule.warmup_steps >= total > 0:
+        yield Problem(
+            "schedule.warmup_steps",
+            f"{config.schedule.warmup_steps} is not less than the run's {total} steps; "
+            f"a tenth would be {total // 10}",
+        )
+
+
+def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
+    try:
+        directory = model_directory(Path(config.model))
+        shape = read_config(directory)
+        tokenizer = TextTokenizer(directory, shape)
+    except (UserError, CheckpointError) as error:
+        yield Problem("model", str(error))
+        return
+    if not any(directory.glob("model*.safetensors*")):
+        yield Problem("model", f"{directory}: no weights (model.safetensors)")
+    if tokenizer.vocab_size > shape.vocab_size:
+        yield Problem(
+            "model",
+            f"{directory}: its tokenizer has {tokenizer.vocab_size} tokens but the model only "
+            f"{shape.vocab_size}; take the tokenizer that the model was trained with",
+        )
+    if config.task.max_length > shape.max_seq_len:
+        yield Problem(
+            "task.max_length",
+            f"{config.task.max_length} is more than the model's {shape.max_seq_len} positions; "
+            f"write {shape.max_seq_len} or less",
+        )
+
+
+def _check_run_dir(config: FinetuneConfig) -> Iterator[Problem]:
+    path = config.run_dir
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    if not path.is_dir():
+        yield Problem("run.dir", f"{path} is a file, not a directory; choose another place")
+    elif not os.access(path, os.W_OK | os.X_OK):
+        yield Problem("run.dir", f"{path} is not writable for this user; choose another place")
+
+
+def _check_resume(config: FinetuneConfig) -> Iterator[Problem]:
+    """Refuse to go on with a run under settings that its first part was not trained with."""
+    committed = list_checkpoints(config.run_dir / "checkpoints")
+    if not committed:
+        return
+    try:
+        state = orjson.loads((committed[-1].path / TRAINING / "state.json").read_bytes())
+        stored = _flat(state["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # damaged: the run itself looks for one that is whole
+    for name, value in _flat(config.model_dump(mode="json")).items():
+        if name.startswith(_FREE) or stored.get(name, value) == value:
+            continue
+        yield Problem(
+            name,
+            f"{value!r}, but the run in {config.run_dir} was begun with {stored[name]!r}; "
+            "restore it to go on with that run, or choose another run.dir",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -1,0 +1,86 @@
+"""The model on its device, on every rank alike. The only file that imports accelerate."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from model.heads import IGNORE_INDEX, Model
+from model.init import parameter_groups
+from runtime import dist
+from runtime.dist import Ranks
+from runtime.optim import build_optimizer
+from runtime.sections import Optim
+
+Batch = dict[str, Tensor]
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step measured."""
+
+    loss: float  # mean over the examples of all ranks
+    grad_norm: float  # global, before clipping
+
+
+class Replicas:
+    """One copy of the model per rank, kept equal by summing the gradients of all."""
+
+    def __init__(self, net: Model, optim: Optim, ranks: Ranks, precision: str) -> None:
+        # Accelerate sets the threads of a CPU run itself, unless the environment has a number.
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        self._accelerator = Accelerator(
+            cpu=ranks.device.type == "cpu",
+            mixed_precision="bf16" if precision == "bf16" else "no",
+        )
+        self.ranks = ranks
+        self.module = net.to(ranks.device)
+        self.optimizer = build_optimizer(parameter_groups(net, optim.weight_decay), optim)
+        self._max_grad_norm = optim.max_grad_norm or float("inf")
+        self._model, self._optimizer = self._accelerator.prepare(net, self.optimizer)
+
+    def train_step(self, micro_batches: Sequence[Batch], examples: int, lr: float) -> StepResult:
+        """Step on the mean loss over the `examples` that all ranks hold together. Collective.
+
+        Every example weighs the same, however unequal the micro-batches are (averaging their means
+        is transformers#34191). Each rank needs a micro-batch; its labels may all be ignored.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._model.train()
+        own_loss = 0.0
+        for number, batch in enumerate(micro_batches, start=1):
+            with self._synchronised_if(number == len(micro_batches)):
+                counted = int((batch["labels"] != IGNORE_INDEX).sum())
+                loss = self._model(**batch).loss * (counted / examples)
+                # The gradients of the ranks are averaged, and a sum is wanted.
+                self._accelerator.backward(loss * self.ranks.world_size)
+            own_loss += float(loss.detach())
+        norm = self._accelerator.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        (mean_loss,) = dist.sum_over_ranks([own_loss])
+        return StepResult(mean_loss, float(norm))
+
+    @contextlib.contextmanager
+    def _synchronised_if(self, is_last: bool) -> Iterator[None]:
+        """Exchange gradients with the other ranks once per step, at its last micro-batch."""
+        with contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._model):
+            yield
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` → bf16 on a GPU that computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def to_device(arrays: Mapping[str, object], device: torch.device) -> Batch:
+    """NumPy arrays → tensors on the device."""
+    return {
+        name: torch.as_tensor(array).to(device, non_blocking=True) for name, array in arrays.items()
+    }

@@ -1,0 +1,113 @@
+"""Labelled data files as streams of records: JSONL, CSV and TSV, each also packed with gzip."""
+
+import contextlib
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from runtime.errors import EXIT_BAD_INPUT, UserError
+
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+MAX_FIELD_CHARACTERS = 1 << 27
+
+
+class Record(NamedTuple):
+    """One record: the values asked for, or what is wrong with it."""
+
+    line: int  # from 1; of a CSV record that spans lines, the last
+    values: dict[str, Any]
+    problem: str | None = None
+
+
+def read_records(path: Path, keys: Sequence[str]) -> Iterator[Record]:
+    """Stream a file's records with the values of `keys`; wrong records come with a problem.
+
+    A TSV line is split at its tabs and nothing else: quotes in it are text. Raises UserError where
+    the file as a whole can't be read.
+    """
+    kind = _kind(path)
+    with _opened(path) as stream:
+        yield from _jsonl(stream, keys) if kind == "jsonl" else _table(path, stream, kind, keys)
+
+
+def _kind(path: Path) -> str:
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix.lower() not in SUFFIXES:
+        raise _unreadable(path, f"its name must end in {', '.join(SUFFIXES)}, or one of them + .gz")
+    return SUFFIXES[suffix.lower()]
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: {reason}", status=EXIT_BAD_INPUT)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        unpack: Any = gzip.open if path.suffix == ".gz" else Path.open
+        with unpack(path, "rb") as stream:
+            yield stream
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _unreadable(path, f"the gzip file is cut off or damaged ({error})") from error
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, f"not UTF-8 text ({error.reason}); convert it") from error
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise _unreadable(path, reason or str(error)) from error
+
+
+def _jsonl(stream: IO[bytes], keys: Sequence[str]) -> Iterator[Record]:
+    for line, data in enumerate(stream, start=1):
+        if line == 1:
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        if not data.strip():  # a blank line separates records; it is none
+            continue
+        try:
+            record = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            yield Record(line, {}, f"not valid JSON: {str(error).partition(':')[0]}")
+            continue
+        if not isinstance(record, dict):
+            yield Record(line, {}, f"expected a JSON object, got {type(record).__name__}")
+            continue
+        problem = next((_missing("key", k, list(record)) for k in keys if k not in record), None)
+        yield Record(line, {} if problem else {k: record[k] for k in keys}, problem)
+
+
+def _table(path: Path, stream: IO[bytes], kind: str, keys: Sequence[str]) -> Iterator[Record]:
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    if kind == "csv":
+        rows = csv.reader(text, strict=True)
+    else:
+        rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        header = next(rows, [])
+        missing = [_missing("column", key, header) for key in keys if key not in header]
+        if missing:
+            yield from (Record(1, {}, problem) for problem in missing)
+            return
+        at = {key: header.index(key) for key in keys}
+        for row in rows:
+            if len(row) == len(header):
+                yield Record(rows.line_num, {key: row[at[key]] for key in keys})
+            elif row:  # a blank line is none
+                problem = f"{len(row)} columns, expected the header's {len(header)}"
+                yield Record(rows.line_num, {}, problem)
+    except csv.Error as error:
+        raise _unreadable(
+            path, f"line {rows.line_num}: not valid {kind.upper()}: {error}"
+        ) from None
+
+
+def _missing(what: str, key: str, present: list[str]) -> str:
+    near = get_close_matches(key, present, n=1)
+    has = ", ".join(map(repr, present[:8])) or "none"
+    return f"no {what} {key!r}; it has {has}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,335 @@
+"""What a fine-tuning run holds, built from its config or resumed from its last checkpoint."""
+
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from finetune import checkpoint, metrics
+from finetune.batches import Indices, Plan
+from finetune.config import (
+    BEST,
+    FinetuneConfig,
+    Sets,
+    checkpoints_directory,
+    class_names,
+    model_directory,
+    read_sets,
+)
+from finetune.devices import Batch, Replicas, resolve_precision, to_device
+from finetune.evaluate import log_probabilities
+from finetune.tasks.classification import HEAD, Encoded, collate, encode
+from finetune.tokenizer import TextTokenizer
+from model import load_pretrained
+from model.heads import IGNORE_INDEX, Model
+from model.hf import CheckpointError, read_config
+from model.init import initialise
+from runtime import dist, provenance
+from runtime.checkpoint import CheckpointInfo, list_checkpoints, newest_verified, verify
+from runtime.checkpoint.format import MANIFEST
+from runtime.checkpoint.reader import TrainingState
+from runtime.config import to_yaml
+from runtime.dist import Ranks
+from runtime.errors import EXIT_BAD_INPUT, UserError
+from runtime.metrics import MetricsLog, Progress, device_name
+from runtime.seed import seed_initialisation
+
+_RESULTS = ("report.json", "predictions.jsonl")
+
+
+@dataclass
+class Session:
+    """A run in memory: what the loop reads and what a checkpoint stores."""
+
+    config: FinetuneConfig
+    ranks: Ranks
+    sets: Sets
+    train: Encoded
+    dev: Encoded
+    plan: Plan
+    tokenizer: TextTokenizer
+    replicas: Replicas
+    progress: Progress
+    log: MetricsLog | None = None  # on the main rank
+    step: int = 0
+    tokens_seen: int = 0
+    best_score: float = field(default=float("-inf"))
+    best_step: int = 0
+    without_best: int = 0  # evaluations since the best one
+    saved_step: int = -1  # of the newest whole checkpoint
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints lie."""
+        return self.config.run_dir / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Where the best model lies."""
+        return self.config.run_dir / BEST
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.total_steps(len(self.train))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every step is done, or patience is at its end."""
+        return self.step >= self.total_steps or self.without_best >= self.config.patience > 0
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the final scores are written."""
+        return all((self.config.run_dir / name).is_file() for name in _RESULTS)
+
+    def micro_batches(self) -> list[Batch]:
+        """Make this rank's batches of the coming step; one that counts nothing if it has none."""
+        plan, ranks = self.plan, self.ranks
+        own = plan.micro_batches(self.step, ranks.rank, ranks.world_size)
+        if own:
+            return [self._batch(indices) for indices in own]
+        batch = self._batch(plan.batch(self.step)[-1:])
+        batch["labels"].fill_(IGNORE_INDEX)
+        return [batch]
+
+    def _batch(self, indices: Indices) -> Batch:
+        return to_device(collate(self.train, indices, self.tokenizer.pad_id), self.ranks.device)
+
+    def is_evaluation_due(self) -> bool:
+        """Whether the dev set is to be scored after the last step."""
+        every_steps = self.config.evaluate.every_steps or self.plan.steps_per_epoch
+        return self.step % every_steps == 0 or self.step == self.total_steps
+
+    def evaluate(self) -> None:
+        """Score the dev set, and publish the model if it is the best so far. Collective."""
+        config = self.config
+        batch_size = config.micro_batch_size(self.ranks.world_size)
+        rows = log_probabilities(
+            self.replicas.module, self.dev, self.ranks, batch_size, self.tokenizer.pad_id
+        )
+        scores = metrics.scores(self.dev.labels, rows.argmax(-1))
+        loss = -float(rows[np.arange(len(rows)), self.dev.labels].mean(dtype=np.float64))
+        score = scores[config.evaluate.metric]
+        self.without_best += 1
+        if score > self.best_score:
+            self.best_score, self.best_step, self.without_best = score, self.step, 0
+            checkpoint.on_main(self._publish)
+        named = {f"dev_{name}": value for name, value in scores.items()}
+        self.record(dev_score=score, valid_loss=loss, **named)
+        mark = "  (best so far)" if self.without_best == 0 else ""
+        self.progress.say(
+            f"step {self.step}: dev {config.evaluate.metric} {score:.4f}, loss {loss:.4f}{mark}"
+        )
+
+    def _publish(self) -> None:
+        # A run that lost some steps in a crash may have published a better one in them.
+        published = checkpoint.best_score(self.best)
+        if published is None or self.best_score > published["dev_score"]:
+            checkpoint.publish_best(
+                self.best,
+                self.replicas.module,
+                self.tokenizer,
+                self.step,
+                self.config.evaluate.metric,
+                self.best_score,
+            )
+
+    def save(self) -> None:
+        """Commit a checkpoint of this step, unless it is there, and delete old ones. Collective."""
+        if self.saved_step == self.step:
+            return
+        checkpoint.on_main(self._save)
+        self.saved_step = self.step
+        self.progress.say(f"saved {self.checkpoints / f'step_{self.step:08d}'}")
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "best_score": self.best_score if self.best_step else None,
+            "best_step": self.best_step,
+            "without_best": self.without_best,
+            "data": _fingerprints(self.train, self.dev),
+            "config": self.config.model_dump(mode="json"),
+            "versions": provenance.versions(),
+            "world_size": self.ranks.world_size,
+        }
+        module, optimizer = self.replicas.module, self.replicas.optimizer
+        checkpoint.save(self.checkpoints, self.step, module, optimizer, self.tokenizer, state)
+        checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_last)
+
+    def record(self, **values: Any) -> None:
+        """Write a metrics record of this step (main rank)."""
+        if self.log is not None:
+            self.log.record(self.step, tokens_seen=self.tokens_seen, **values)
+
+
+def start(config: FinetuneConfig, ranks: Ranks) -> Session:
+    """Build a run, or take up the newest whole checkpoint in its directory. Collective."""
+    sets, problems = read_sets(config)
+    if problems:  # the files changed since they were checked
+        raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
+    checkpoint.on_main(partial(_prepare_directory, config))
+    resumed = _newest_checkpoint(config.run_dir / "checkpoints", ranks)
+    source = resumed.path if resumed else _initial_model(Path(config.model), ranks)
+    net, notes = _load(source, sets.labels, config, is_resumed=resumed is not None)
+    tokenizer = TextTokenizer(source, net.config, config.task.max_length)
+    net.config = net.config.model_copy(update={"pad_token_id": tokenizer.pad_id})
+    sets = sets._replace(labels=[net.config.id2label[i] for i in range(len(sets.labels))])  # type: ignore[index]
+    train, dev = (encode(examples, sets.labels, tokenizer) for examples in sets[:2])
+    batch = config.batch.global_batch_size, config.micro_batch_size(ranks.world_size)
+    plan = Plan(train.lengths, *batch, config.run.seed)
+    precision = resolve_precision(config.precision, ranks.device)
+    replicas = Replicas(net, config.optim, ranks, precision)
+    progress = Progress(
+        config.total_steps(len(train)), stream=None if ranks.is_main else io.StringIO()
+    )
+    session = Session(config, ranks, sets, train, dev, plan, tokenizer, replicas, progress)
+    if resumed is not None:
+        _restore(session, resumed)
+    checkpoint.on_main(partial(_tidy, session))
+    if ranks.is_main:
+        session.log = MetricsLog(
+            config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard
+        )
+    for line in [*_introduction(session, precision), *notes]:
+        progress.say(line)
+    if resumed is not None:
+        progress.say(f"resumed from {resumed.path}, step {session.step}")
+    return session
+
+
+def _prepare_directory(config: FinetuneConfig) -> None:
+    """Make the run directory, private to the user, and store what the run is made of."""
+    (config.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    versions = orjson.dumps(provenance.versions(), option=orjson.OPT_INDENT_2)
+    (config.run_dir / "versions.json").write_bytes(versions)
+
+
+def _tidy(session: Session) -> None:
+    """Put away what an earlier run, or an unfinished publication, left in the directory."""
+    checkpoint.recover_best(session.best)
+    if session.step == 0 and session.best.exists():
+        # Of a run whose checkpoints are gone. Its score must not compete with this run's.
+        previous = session.best.with_name(f"{BEST}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        session.best.rename(previous)
+    if not session.is_finished:
+        for name in _RESULTS:
+            (session.config.run_dir / name).unlink(missing_ok=True)
+
+
+def _newest_checkpoint(root: Path, ranks: Ranks) -> CheckpointInfo | None:
+    """The checkpoint that the main rank verified; every rank takes the same. Collective."""
+    found = _ask_main(lambda: newest_verified(root), ranks)
+    return next((info for info in list_checkpoints(root) if str(info.step) == found), None)
+
+
+def _ask_main(question: Callable[[], CheckpointInfo | None], ranks: Ranks) -> str:
+    """Let the main rank read and hash, and tell every rank the step it found. Collective."""
+    found, error = "", None
+    if ranks.is_main:
+        try:
+            info = question()
+            found = str(info.step) if info else ""
+        except UserError as problem:
+            error = str(problem)
+    dist.raise_together(error)
+    return dist.gather_text(found)[0]
+
+
+def _initial_model(path: Path, ranks: Ranks) -> Path:
+    """The model directory to start from; of a run its newest checkpoint that verifies."""
+    directory = model_directory(path)
+    if directory in (path, path / BEST):
+        _ask_main(lambda: _verified(directory), ranks)
+        return directory
+    found = _newest_checkpoint(checkpoints_directory(path), ranks)
+    assert found is not None  # model_directory saw one
+    return found.path
+
+
+def _verified(directory: Path) -> None:
+    problems = verify(directory) if (directory / MANIFEST).is_file() else []
+    if problems:
+        raise UserError(problems[0])
+
+
+def _load(
+    source: Path, labels: list[str], config: FinetuneConfig, *, is_resumed: bool
+) -> tuple[Model, list[str]]:
+    """The model with a head for these labels, and remarks on where the head comes from."""
+    seed_initialisation(config.run.seed)
+    try:
+        stored = class_names(read_config(source))
+        is_same = sorted(stored.values()) == sorted(labels)
+        names = stored if is_same else dict(enumerate(labels))
+        net = load_pretrained(source, head=HEAD, num_labels=len(names), id2label=names).float()
+    except CheckpointError as error:
+        raise UserError(str(error), status=EXIT_BAD_INPUT) from error
+    if not is_same:
+        # A head for other classes, though of the same size, knows nothing of these.
+        initialise(net.get_submodule("score"))
+    is_new = not is_same or bool(net.newly_initialised)
+    if is_resumed:
+        if is_new:
+            raise UserError(
+                f"{source}: was trained on other classes than {config.data.train} has now; "
+                "restore the data, or choose another run.dir",
+                status=EXIT_BAD_INPUT,
+            )
+        return net, []
+    kind = "drawn anew" if is_new else "taken from the checkpoint, which has the same classes"
+    return net, [f"model {source}; its head is {kind}"]
+
+
+def _fingerprints(train: Encoded, dev: Encoded) -> dict[str, str]:
+    return {"train": train.fingerprint(), "dev": dev.fingerprint()}
+
+
+def _restore(session: Session, resumed: CheckpointInfo) -> None:
+    """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
+    state = TrainingState(resumed.path)
+    stored = state.values["data"]
+    for name, value in _fingerprints(session.train, session.dev).items():
+        if stored[name] != value:
+            raise UserError(
+                f"data.{name}: its texts or labels are not those that {resumed.path} was trained "
+                "with; restore them, or choose another run.dir",
+                status=EXIT_BAD_INPUT,
+            )
+    checkpoint.load_optimizer(session.replicas.module, session.replicas.optimizer, state)
+    session.step = session.saved_step = state.values["step"]
+    session.tokens_seen = state.values["tokens_seen"]
+    session.without_best = state.values["without_best"]
+    session.best_step = state.values["best_step"]
+    if session.best_step:
+        session.best_score = state.values["best_score"]
+
+
+def _introduction(session: Session, precision: str) -> list[str]:
+    config, ranks, sets = session.config, session.ranks, session.sets
+    size = sum(p.numel() for p in session.replicas.module.parameters()) / 1e6
+    lines = [
+        f"{session.replicas.module.config.family} model, {size:.2f} M parameters; {precision}, "
+        f"{ranks.world_size} × {device_name(ranks.device)}",
+        f"{len(session.train):,} texts to train on, {len(session.dev):,} for dev, "
+        f"{len(sets.test.texts) if sets.test else 0:,} for test; {len(sets.labels)} classes; "
+        f"{session.total_steps:,} steps, {session.plan.steps_per_epoch:,} per epoch; run directory "
+        f"{config.run_dir}",
+    ]
+    lines += [
+        f"warning: {data.truncated:,} of {len(data):,} {name} texts are longer than "
+        f"task.max_length = {session.tokenizer.max_length} and were cut"
+        for name, data in (("train", session.train), ("dev", session.dev))
+        if data.truncated
+    ]
+    return lines

@@ -1,0 +1,111 @@
+"""The checkpoint's tokenizer as a classifier uses it: truncating, padding, one text per row."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import tokenizers
+
+from model.config import ModelConfig
+from runtime.errors import EXIT_BAD_INPUT, UserError
+
+FILE = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+
+
+class TextTokenizer:
+    """Text → token ids, never longer than `max_length`, never ending in the padding token.
+
+    Hugging Face's classifiers read the last token that is not `pad_token_id`, by its id. Where
+    padding is the end-of-text token (GPT-2, and what data_prep makes) an end-of-text token
+    appended to a text would be skipped with the padding. So it is not appended: padding ids
+    at the end of an encoding are cut off, and what is written in a text is never read as a special
+    token. Both libraries then read the same token, with and without padding.
+    """
+
+    def __init__(self, directory: Path, config: ModelConfig, max_length: int | None = None) -> None:
+        self.directory = directory
+        path = directory / FILE
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for whatever is wrong
+            reason = "no such file" if not path.is_file() else f"not a usable tokenizer: {error}"
+            raise UserError(f"{path}: {reason}", status=EXIT_BAD_INPUT) from error
+        self._settings = _read_settings(directory)
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.pad_id = self._find_pad(config)
+        self.max_length = max_length or min(
+            config.max_seq_len, int(self._settings.get("model_max_length", config.max_seq_len))
+        )
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_length)
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], int]:
+        """Token ids of each text, and how many texts were cut at `max_length`."""
+        found, truncated = [], 0
+        for encoding in self._tokenizer.encode_batch(list(texts)):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            last = np.flatnonzero(ids != self.pad_id)
+            # A text of which the tokenizer keeps nothing is one padding token: never an empty row.
+            found.append(ids[: last[-1] + 1] if len(last) else np.array([self.pad_id], np.int32))
+            truncated += bool(encoding.overflowing)
+        return found, truncated
+
+    def write_settings(self, directory: Path) -> None:
+        """Let `AutoTokenizer` in a saved directory do exactly what `encode` does."""
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self._settings,
+            "pad_token": self._tokenizer.id_to_token(self.pad_id),
+            "model_max_length": self.max_length,
+            "padding_side": "right",
+            "truncation_side": "right",
+            "split_special_tokens": True,
+        }
+        (directory / SETTINGS).write_bytes(orjson.dumps(settings, option=orjson.OPT_INDENT_2))
+
+    def _find_pad(self, config: ModelConfig) -> int:
+        """The padding id: the tokenizer's, else the model's, else the end-of-text token's."""
+        special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        for token_id in self._pad_candidates(config):
+            # An ordinary token would be skipped at the end of a text, as if it were padding.
+            if token_id in special and token_id < config.vocab_size:
+                return token_id
+        raise UserError(
+            f"{self.directory}: neither its tokenizer nor its config.json names a padding or an "
+            "end-of-text token that is special in tokenizer.json; set pad_token in "
+            f"{SETTINGS} to such a token",
+            status=EXIT_BAD_INPUT,
+        )
+
+    def _pad_candidates(self, config: ModelConfig) -> Iterator[int]:
+        padding = self._tokenizer.padding
+        if padding is not None:
+            yield padding["pad_id"]
+        yield from self._named("pad_token")
+        if config.pad_token_id is not None:
+            yield config.pad_token_id
+        yield from config.eos_token_ids
+        yield from self._named("eos_token")
+
+    def _named(self, role: str) -> Iterator[int]:
+        token = self._settings.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        token_id = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if token_id is not None:
+            yield token_id
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    path = directory / SETTINGS
+    try:
+        settings = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}", status=EXIT_BAD_INPUT) from error
+    return settings if isinstance(settings, dict) else {}

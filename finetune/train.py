@@ -1,0 +1,91 @@
+"""The fine-tuning loop."""
+
+from finetune.config import FinetuneConfig
+from finetune.devices import StepResult
+from finetune.results import write_results
+from finetune.session import Session, start
+from runtime import dist
+from runtime.dist import Ranks
+from runtime.errors import EXIT_OK, EXIT_PREEMPTED, UserError
+from runtime.metrics import Rate, memory_bytes
+from runtime.schedule import lr_ratio
+from runtime.seed import seed_step
+from runtime.signals import StopRequest
+
+
+def train(config: FinetuneConfig, ranks: Ranks) -> int:
+    """Train, choose the best model by the dev set and score it; returns the exit status.
+
+    Ends after the last step, when patience is at its end, or when asked to stop. Collective.
+    """
+    stop = StopRequest()
+    session = start(config, ranks)
+    if session.is_finished and session.is_reported:
+        session.progress.say(f"already finished: see {config.run_dir / 'report.json'}")
+        return EXIT_OK
+    total = session.total_steps
+    rate = Rate()
+    stopping = False
+    while not session.is_finished and not stopping:
+        # One agreement a step: whether a rank was told to stop.
+        (stops,) = dist.sum_over_ranks([stop.check()])
+        stopping = stops > 0
+        seed_step(config.run.seed, session.step, ranks.rank)
+        lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
+        examples = len(session.plan.batch(session.step))
+        result = session.replicas.train_step(session.micro_batches(), examples, lr)
+        tokens = session.plan.tokens(session.step)
+        session.step += 1
+        session.tokens_seen += tokens
+        rate.add(tokens)
+        _refuse_divergence(session, result)
+        if session.step == total or stopping or session.step % config.log.every_steps == 0:
+            _log_step(session, result, lr, rate.read())
+        if session.is_evaluation_due():
+            session.evaluate()
+            rate.pause_until_now()
+        if session.is_finished or stopping or _is_due(session.step, config.checkpoint.every_steps):
+            session.save()
+            rate.pause_until_now()
+    if session.is_finished:
+        write_results(session)
+    if session.log is not None:
+        session.log.close()
+    stop.restore()
+    if not session.is_finished:
+        session.progress.say(
+            f"stopped after step {session.step} ({stop.reason or 'another rank was told to'}); "
+            "run the same command again to go on"
+        )
+        return EXIT_PREEMPTED
+    return EXIT_OK
+
+
+def _is_due(step: int, every_steps: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0
+
+
+def _refuse_divergence(session: Session, result: StepResult) -> None:
+    """Stop before numbers that are none reach a checkpoint. Every rank sees the same result."""
+    if not (abs(result.loss) < float("inf") and result.grad_norm < float("inf")):
+        raise UserError(
+            f"step {session.step}: the loss is {result.loss} and the gradient norm "
+            f"{result.grad_norm}: training diverged; lower optim.lr or add schedule.warmup_steps, "
+            "and start again in another run.dir"
+        )
+
+
+def _log_step(session: Session, result: StepResult, lr: float, tokens_per_second: float) -> None:
+    session.record(
+        loss=result.loss,
+        lr=lr,
+        grad_norm=result.grad_norm,
+        tokens_per_second=tokens_per_second,
+        memory_bytes=memory_bytes(session.ranks.device),
+    )
+    session.progress.update(
+        session.step,
+        loss=result.loss,
+        lr=lr,
+        **{"grad norm": result.grad_norm, "tokens/s": tokens_per_second},
+    )

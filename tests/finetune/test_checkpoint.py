@@ -1,0 +1,105 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from finetune.checkpoint import best_score, load_optimizer, publish_best, recover_best, save
+from finetune.config import Optim
+from finetune.tokenizer import TextTokenizer
+from model import load_pretrained
+from model.init import parameter_groups
+from runtime.checkpoint import list_checkpoints, newest_verified, verify
+from runtime.checkpoint.reader import TrainingState
+from runtime.optim import build_optimizer
+from tests.finetune.toys import checkpoint
+
+
+@pytest.fixture
+def parts(tmp_path):
+    directory = checkpoint(tmp_path / "base")
+    net = load_pretrained(directory, head="sequence", num_labels=3)
+    net.config = net.config.model_copy(update={"pad_token_id": 0})
+    optimizer = build_optimizer(parameter_groups(net, 0.1), Optim())
+    return net, optimizer, TextTokenizer(directory, net.config, 16)
+
+
+def step(net, optimizer):
+    ids = torch.arange(1, 9).view(2, 4)
+    net(ids, labels=torch.tensor([0, 2])).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_saved_and_loaded_steps_on_alike(tmp_path, parts):
+    net, optimizer, tokenizer = parts
+    for _ in range(3):
+        step(net, optimizer)
+    save(tmp_path / "c", 3, net, optimizer, tokenizer, {"step": 3})
+    info = newest_verified(tmp_path / "c")
+    assert info is not None
+    assert info.step == 3
+    other = load_pretrained(info.path, head="sequence")
+    twin = build_optimizer(parameter_groups(other, 0.1), Optim())
+    load_optimizer(other, twin, TrainingState(info.path))
+    for _ in range(2):
+        step(net, optimizer)
+        step(other, twin)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_a_crash_before_the_rename_leaves_no_checkpoint(tmp_path, parts, monkeypatch):
+    net, optimizer, tokenizer = parts
+    step(net, optimizer)
+
+    def crash(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.checkpoint.hash_file", crash)
+        with pytest.raises(OSError, match="No space"):
+            save(tmp_path / "c", 1, net, optimizer, tokenizer, {})
+    assert list_checkpoints(tmp_path / "c") == []
+    save(tmp_path / "c", 1, net, optimizer, tokenizer, {})  # over what the crash left
+    assert verify(list_checkpoints(tmp_path / "c")[0].path) == []
+
+
+def test_no_pickle_is_written(tmp_path, parts):
+    save(tmp_path / "c", 1, parts[0], parts[1], parts[2], {})
+    kinds = {path.suffix for path in (tmp_path / "c").rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ""}
+
+
+def test_the_best_is_replaced_whole(tmp_path, parts):
+    net, _, tokenizer = parts
+    best = tmp_path / "best"
+    assert best_score(best) is None
+    publish_best(best, net, tokenizer, 5, "accuracy", 0.5)
+    publish_best(best, net, tokenizer, 9, "accuracy", 0.75)
+    assert best_score(best) == {"step": 9, "metric": "accuracy", "dev_score": 0.75}
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "base-tokenizer", "best"}
+    settings = json.loads((best / "tokenizer_config.json").read_text())
+    assert (settings["pad_token"], settings["model_max_length"]) == ("<|endoftext|>", 16)
+
+
+def test_a_crash_between_the_renames_loses_nothing(tmp_path, parts, monkeypatch):
+    net, _, tokenizer = parts
+    best = tmp_path / "best"
+    publish_best(best, net, tokenizer, 5, "accuracy", 0.5)
+    real = type(best).rename
+
+    def crash(self, target):
+        if self.name == ".best.new":
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(best), "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            publish_best(best, net, tokenizer, 9, "accuracy", 0.75)
+    assert not best.exists()
+    recover_best(best)
+    assert best_score(best)["step"] == 5
+    shutil.rmtree(best)
+    recover_best(best)  # nothing to bring back
+    assert not best.exists()
