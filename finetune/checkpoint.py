@@ -5,7 +5,6 @@ Every rank holds the same weights and moments, so one of them writes all. Same p
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,8 @@ from safetensors.torch import save_file
 from finetune.tokenizer import TextTokenizer
 from model import save_pretrained
 from model.heads import Model
-from runtime import dist
-from runtime.checkpoint.format import (
-    LATEST,
-    MANIFEST,
-    SCHEMA,
-    TRAINING,
-    fsync_path,
-    hash_file,
-    list_checkpoints,
-    step_dir,
-    temporary_dir,
-)
+from runtime.checkpoint.commit import begin, commit, files_in, seal
+from runtime.checkpoint.format import SCHEMA, TRAINING, fsync_path, step_dir, temporary_dir
 from runtime.checkpoint.reader import TrainingState
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,46 +39,14 @@ def save(
 ) -> None:
     """Commit the checkpoint of a step: files, then the manifest, then one rename. Main rank."""
     temporary = temporary_dir(root, step)
-    if temporary.exists():  # left by a crash
-        shutil.rmtree(temporary)
+    begin(temporary)
     write_model(net, temporary, tokenizer)
-    (temporary / TRAINING).mkdir()
     tensors, steps = _optimizer_tensors(net, optimizer)
     save_file(tensors, temporary / TRAINING / "optimizer_00000.safetensors")
     full = {"schema": SCHEMA, "optimizer_steps": steps, **state}
-    (temporary / TRAINING / "state.json").write_bytes(
-        orjson.dumps(full, option=orjson.OPT_INDENT_2)
-    )
-    _commit(temporary, step_dir(root, step), step)
-
-
-def _commit(temporary: Path, final: Path, step: int) -> None:
-    paths = sorted(path for path in temporary.rglob("*") if path.is_file())
-    files = {}
-    for path in paths:
-        fsync_path(path)
-        entry = {"size": path.stat().st_size, "sha256": hash_file(path)}
-        files[path.relative_to(temporary).as_posix()] = entry
-    manifest = {"schema": SCHEMA, "step": step, "files": files}
-    (temporary / MANIFEST).write_bytes(orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
-    for path in (temporary / MANIFEST, temporary / TRAINING, temporary):
-        fsync_path(path)
-    if final.exists():  # a damaged one of the same step, passed over when the run resumed
-        shutil.rmtree(final)
-    temporary.rename(final)
-    fsync_path(final.parent)
-    hint = final.parent / f".{LATEST}.tmp"
-    hint.write_text(f"{final.name}\n")
-    hint.replace(final.parent / LATEST)
-
-
-def prune(root: Path, keep_last: int) -> None:
-    """Delete all but the newest checkpoints (0 keeps all), and what crashed saves left behind."""
-    for info in list_checkpoints(root)[:-keep_last] if keep_last else []:
-        doomed = info.path.rename(info.path.with_name(f".old_{info.path.name}"))
-        shutil.rmtree(doomed)
-    for leftover in [*root.glob(".old_step_*"), *root.glob(".tmp_step_*")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+    text = orjson.dumps(full, option=orjson.OPT_INDENT_2)
+    (temporary / TRAINING / "state.json").write_bytes(text)
+    commit(temporary, step_dir(root, step), step, seal(temporary, files_in(temporary)))
 
 
 def _optimizer_tensors(
@@ -163,14 +120,3 @@ def best_score(best: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return content
-
-
-def on_main(action: Callable[[], None]) -> None:
-    """Write files on the main rank; every rank fails if that does. Collective."""
-    error = None
-    if dist.rank_from_env() == 0:
-        try:
-            action()
-        except OSError as problem:
-            error = f"not saved: {problem}; what was saved before is intact"
-    dist.raise_together(error)

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import orjson
 
-from finetune import checkpoint, metrics
+from finetune import metrics
+from finetune.checkpoint import best_score
 from finetune.evaluate import LogProbabilities, log_probabilities, prediction
 from finetune.session import Session
 from finetune.tasks.classification import HEAD, Encoded, encode, seen_in
 from model import load_pretrained
 from model.hf import CheckpointError
+from runtime import dist
 from runtime.checkpoint.format import fsync_path
 from runtime.errors import UserError
 
@@ -40,9 +42,11 @@ def write_results(session: Session) -> None:
         "loss": -float(rows[np.arange(len(rows)), data.labels].mean(dtype=np.float64)),
         **metrics.report(data.labels, predicted, sets.labels),
         "model": str(session.best),
-        "best": checkpoint.best_score(session.best),
+        "best": best_score(session.best),
     }
-    checkpoint.on_main(lambda: _write(session.config.run_dir, data, rows, sets.labels, report))
+    dist.together(
+        lambda: _write(session.config.run_dir, data, rows, sets.labels, report), only_main=True
+    )
     say = session.progress.say
     say(f"\n{split} set, by the best model (step {report['best']['step']}):\n")
     say(metrics.report_text(data.labels, predicted, sets.labels))

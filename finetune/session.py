@@ -32,6 +32,7 @@ from model.hf import CheckpointError, read_config
 from model.init import initialise
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, list_checkpoints, newest_verified, verify
+from runtime.checkpoint.commit import prune
 from runtime.checkpoint.format import MANIFEST
 from runtime.checkpoint.reader import TrainingState
 from runtime.config import to_yaml
@@ -120,7 +121,7 @@ class Session:
         self.without_best += 1
         if score > self.best_score:
             self.best_score, self.best_step, self.without_best = score, self.step, 0
-            checkpoint.on_main(self._publish)
+            dist.together(self._publish, only_main=True)
         named = {f"dev_{name}": value for name, value in scores.items()}
         self.record(dev_score=score, valid_loss=loss, **named)
         mark = "  (best so far)" if self.without_best == 0 else ""
@@ -145,7 +146,7 @@ class Session:
         """Commit a checkpoint of this step, unless it is there, and delete old ones. Collective."""
         if self.saved_step == self.step:
             return
-        checkpoint.on_main(self._save)
+        dist.together(self._save, only_main=True)
         self.saved_step = self.step
         self.progress.say(f"saved {self.checkpoints / f'step_{self.step:08d}'}")
 
@@ -163,7 +164,7 @@ class Session:
         }
         module, optimizer = self.replicas.module, self.replicas.optimizer
         checkpoint.save(self.checkpoints, self.step, module, optimizer, self.tokenizer, state)
-        checkpoint.prune(self.checkpoints, self.config.checkpoint.keep_last)
+        prune(self.checkpoints, self.config.checkpoint.keep_last)
 
     def record(self, **values: Any) -> None:
         """Write a metrics record of this step (main rank)."""
@@ -176,7 +177,7 @@ def start(config: FinetuneConfig, ranks: Ranks) -> Session:
     sets, problems = read_sets(config)
     if problems:  # the files changed since they were checked
         raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
-    checkpoint.on_main(partial(_prepare_directory, config))
+    dist.together(partial(_prepare_directory, config), only_main=True)
     resumed = _newest_checkpoint(config.run_dir / "checkpoints", ranks)
     source = resumed.path if resumed else _initial_model(Path(config.model), ranks)
     net, notes = _load(source, sets.labels, config, is_resumed=resumed is not None)
@@ -194,7 +195,7 @@ def start(config: FinetuneConfig, ranks: Ranks) -> Session:
     session = Session(config, ranks, sets, train, dev, plan, tokenizer, replicas, progress)
     if resumed is not None:
         _restore(session, resumed)
-    checkpoint.on_main(partial(_tidy, session))
+    dist.together(partial(_tidy, session), only_main=True)
     if ranks.is_main:
         session.log = MetricsLog(
             config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard

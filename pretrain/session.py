@@ -18,8 +18,9 @@ from model.init import parameter_groups
 from pretrain.config import PretrainConfig, open_data
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, list_checkpoints, newest_verified
+from runtime.checkpoint.commit import prune
 from runtime.checkpoint.reader import TrainingState
-from runtime.checkpoint.writer import prune, save
+from runtime.checkpoint.writer import save
 from runtime.config import to_yaml
 from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
@@ -46,6 +47,7 @@ class Session:
     progress: Progress
     step: int = 0
     tokens_seen: int = 0
+    saved_step: int | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -53,8 +55,8 @@ class Session:
         return self.config.run_dir / "checkpoints"
 
     def save(self) -> None:
-        """Commit a checkpoint of this step, unless it is there, and delete old ones. Collective."""
-        if any(info.step == self.step for info in list_checkpoints(self.checkpoints)):
+        """Commit a checkpoint of this step and delete old ones. Collective."""
+        if self.saved_step == self.step:
             return
         state = {
             "step": self.step,
@@ -65,6 +67,7 @@ class Session:
             "world_size": self.ranks.world_size,
         }
         save(self.checkpoints, self.step, self.engine, self._export, state)
+        self.saved_step = self.step
         if self.ranks.is_main:
             prune(self.checkpoints, self.config.checkpoint.keep_last)
             self.progress.say(f"saved {self.checkpoints / f'step_{self.step:08d}'}")
@@ -200,7 +203,7 @@ def _restore(session: Session, checkpoint: CheckpointInfo) -> None:
     state = TrainingState(checkpoint.path)
     session.loader.load_state_dict(state.values["loader"])
     session.engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
-    session.step = state.values["step"]
+    session.step = session.saved_step = state.values["step"]
     session.tokens_seen = state.values["tokens_seen"]
 
 

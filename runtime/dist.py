@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,3 +129,14 @@ def raise_together(error: str | None) -> None:
         if message:
             prefix = f"rank {rank}: " if world_size_from_env() > 1 else ""
             raise UserError(f"{prefix}{message}")
+
+
+def together(action: Callable[[], None], *, only_main: bool = False) -> None:
+    """Write files on every rank, or on the main one; if one fails, all of them do. Collective."""
+    error = None
+    if not only_main or rank_from_env() == 0:
+        try:
+            action()
+        except OSError as problem:
+            error = f"not saved: {problem}; what was saved before is intact"
+    raise_together(error)

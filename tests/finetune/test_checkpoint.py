@@ -56,7 +56,7 @@ def test_a_crash_before_the_rename_leaves_no_checkpoint(tmp_path, parts, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("finetune.checkpoint.hash_file", crash)
+        patched.setattr("runtime.checkpoint.commit.hash_file", crash)
         with pytest.raises(OSError, match="No space"):
             save(tmp_path / "c", 1, net, optimizer, tokenizer, {})
     assert list_checkpoints(tmp_path / "c") == []

@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from runtime.checkpoint import list_checkpoints, newest_verified, verify
+from runtime.checkpoint.commit import prune
 from runtime.checkpoint.format import MANIFEST, hash_file, step_dir
-from runtime.checkpoint.writer import prune
 from runtime.errors import UserError
 
 
