@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import EXIT_OK, command
+from runtime.errors import EXIT_OK, command, leave
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
@@ -73,4 +73,4 @@ def _train(config: "FinetuneConfig") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,9 +1,8 @@
 """The fine-tuning config, and every check that needs no torch and no process group."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import orjson
 import pydantic
@@ -20,7 +19,8 @@ from model.config import ModelConfig
 from model.hf import CheckpointError, read_config
 from runtime import sections
 from runtime.checkpoint.format import TRAINING, list_checkpoints
-from runtime.config import Config, Problem, key, section
+from runtime.checks import check_batch, check_run_dir, check_schedule
+from runtime.config import Config, Problem, flat, key, section
 from runtime.errors import UserError
 
 BEST = "best"  # in a run directory: the model with the best dev score
@@ -226,36 +226,20 @@ def checkpoints_directory(path: Path) -> Path:
 def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
     """The mistakes that concern several keys, the data, the model, or this machine."""
     return [
-        *_check_batch(config, world_size),
+        *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
         *_check_data(config),
         *_check_model(config),
-        *_check_run_dir(config),
+        *check_run_dir(config.run_dir),
         *_check_resume(config),
     ]
-
-
-def _check_batch(config: FinetuneConfig, world_size: int) -> Iterator[Problem]:
-    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size or 1
-    unit = micro * world_size
-    if size % unit:
-        nearest = sorted({max(1, size // unit) * unit, -(-size // unit) * unit})
-        yield Problem(
-            "batch.global_batch_size",
-            f"{size} is not divisible by micro_batch_size × ranks = {micro} × {world_size} = "
-            f"{unit}; write {' or '.join(map(str, nearest))}",
-        )
 
 
 def _check_data(config: FinetuneConfig) -> Iterator[Problem]:
     sets, problems = read_sets(config)
     yield from problems
     total = config.total_steps(len(sets.train.texts)) if not problems else 0
-    if config.schedule.warmup_steps >= total > 0:
-        yield Problem(
-            "schedule.warmup_steps",
-            f"{config.schedule.warmup_steps} is not less than the run's {total} steps; "
-            f"a tenth would be {total // 10}",
-        )
+    if total:
+        yield from check_schedule(config.schedule, total)
 
 
 def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
@@ -282,16 +266,6 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
         )
 
 
-def _check_run_dir(config: FinetuneConfig) -> Iterator[Problem]:
-    path = config.run_dir
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    if not path.is_dir():
-        yield Problem("run.dir", f"{path} is a file, not a directory; choose another place")
-    elif not os.access(path, os.W_OK | os.X_OK):
-        yield Problem("run.dir", f"{path} is not writable for this user; choose another place")
-
-
 def _check_resume(config: FinetuneConfig) -> Iterator[Problem]:
     """Refuse to go on with a run under settings that its first part was not trained with."""
     committed = list_checkpoints(config.run_dir / "checkpoints")
@@ -299,10 +273,10 @@ def _check_resume(config: FinetuneConfig) -> Iterator[Problem]:
         return
     try:
         state = orjson.loads((committed[-1].path / TRAINING / "state.json").read_bytes())
-        stored = _flat(state["config"])
+        stored = flat(state["config"])
     except (OSError, ValueError, KeyError, TypeError):
         return  # damaged: the run itself looks for one that is whole
-    for name, value in _flat(config.model_dump(mode="json")).items():
+    for name, value in flat(config.model_dump(mode="json")).items():
         if name.startswith(_FREE) or stored.get(name, value) == value:
             continue
         yield Problem(
@@ -310,13 +284,3 @@ def _check_resume(config: FinetuneConfig) -> Iterator[Problem]:
             f"{value!r}, but the run in {config.run_dir} was begun with {stored[name]!r}; "
             "restore it to go on with that run, or choose another run.dir",
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found

@@ -76,7 +76,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` → bf16 on a GPU that computes in it, else fp32."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    is_native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if is_native else "fp32"
 
 
 def to_device(arrays: Mapping[str, object], device: torch.device) -> Batch:

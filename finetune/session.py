@@ -2,14 +2,12 @@
 
 import io
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from finetune import checkpoint, metrics
 from finetune.batches import Indices, Plan
@@ -31,14 +29,14 @@ from model.heads import IGNORE_INDEX, Model
 from model.hf import CheckpointError, read_config
 from model.init import initialise
 from runtime import dist, provenance
-from runtime.checkpoint import CheckpointInfo, list_checkpoints, newest_verified, verify
+from runtime.checkpoint import CheckpointInfo, verify
 from runtime.checkpoint.commit import prune
 from runtime.checkpoint.format import MANIFEST
 from runtime.checkpoint.reader import TrainingState
-from runtime.config import to_yaml
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import MetricsLog, Progress, device_name
+from runtime.run_directory import newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
 
 _RESULTS = ("report.json", "predictions.jsonl")
@@ -177,8 +175,8 @@ def start(config: FinetuneConfig, ranks: Ranks) -> Session:
     sets, problems = read_sets(config)
     if problems:  # the files changed since they were checked
         raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
-    dist.together(partial(_prepare_directory, config), only_main=True)
-    resumed = _newest_checkpoint(config.run_dir / "checkpoints", ranks)
+    prepare_run_directory(config.run_dir, config)
+    resumed = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     source = resumed.path if resumed else _initial_model(Path(config.model), ranks)
     net, notes = _load(source, sets.labels, config, is_resumed=resumed is not None)
     tokenizer = TextTokenizer(source, net.config, config.task.max_length)
@@ -207,14 +205,6 @@ def start(config: FinetuneConfig, ranks: Ranks) -> Session:
     return session
 
 
-def _prepare_directory(config: FinetuneConfig) -> None:
-    """Make the run directory, private to the user, and store what the run is made of."""
-    (config.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    versions = orjson.dumps(provenance.versions(), option=orjson.OPT_INDENT_2)
-    (config.run_dir / "versions.json").write_bytes(versions)
-
-
 def _tidy(session: Session) -> None:
     """Put away what an earlier run, or an unfinished publication, left in the directory."""
     checkpoint.recover_best(session.best)
@@ -228,32 +218,13 @@ def _tidy(session: Session) -> None:
             (session.config.run_dir / name).unlink(missing_ok=True)
 
 
-def _newest_checkpoint(root: Path, ranks: Ranks) -> CheckpointInfo | None:
-    """The checkpoint that the main rank verified; every rank takes the same. Collective."""
-    found = _ask_main(lambda: newest_verified(root), ranks)
-    return next((info for info in list_checkpoints(root) if str(info.step) == found), None)
-
-
-def _ask_main(question: Callable[[], CheckpointInfo | None], ranks: Ranks) -> str:
-    """Let the main rank read and hash, and tell every rank the step it found. Collective."""
-    found, error = "", None
-    if ranks.is_main:
-        try:
-            info = question()
-            found = str(info.step) if info else ""
-        except UserError as problem:
-            error = str(problem)
-    dist.raise_together(error)
-    return dist.gather_text(found)[0]
-
-
 def _initial_model(path: Path, ranks: Ranks) -> Path:
     """The model directory to start from; of a run its newest checkpoint that verifies."""
     directory = model_directory(path)
     if directory in (path, path / BEST):
-        _ask_main(lambda: _verified(directory), ranks)
+        dist.together(partial(_verified, directory), only_main=True)
         return directory
-    found = _newest_checkpoint(checkpoints_directory(path), ranks)
+    found = newest_checkpoint(checkpoints_directory(path), ranks)
     assert found is not None  # model_directory saw one
     return found.path
 

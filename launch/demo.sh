@@ -9,16 +9,21 @@ PATH=${VENV:-$root/.venv}/bin:$PATH
 out=runs/demo
 mkdir -p "$out"
 
+# The demo's batch of 16 splits evenly over 1, 2, 4, 8 or 16 GPUs; without a GPU, one process.
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+ranks=1
+while [ $((ranks * 2)) -le "$gpus" ] && [ "$ranks" -lt 16 ]; do ranks=$((ranks * 2)); done
+
 stage() { printf '\n== %s\n' "$*"; }
 
 stage "1/5 data: the standard library's sources become tokens ($out/data)"
 python -m data_prep demo
 
 stage "2/5 pretraining: a small GPT under DeepSpeed ZeRO-1 ($out/pretrain)"
-deepspeed launch/pretrain.sh pretrain/configs/demo.yaml
+deepspeed --num_gpus "$ranks" launch/pretrain.sh pretrain/configs/demo.yaml
 
 stage "3/5 fine-tuning: which package is this function from? ($out/finetune)"
-deepspeed launch/finetune.sh finetune/configs/demo.yaml
+deepspeed --num_gpus "$ranks" launch/finetune.sh finetune/configs/demo.yaml
 
 stage "4/5 generation: what the pretrained model writes"
 checkpoints=$out/pretrain/checkpoints

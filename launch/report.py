@@ -37,10 +37,13 @@ def write_report(directories: Sequence[Path], output: Path) -> Path:
     body = "".join(_run_section(run) for run in runs) + "".join(map(_sample_section, samples))
     title = " · ".join(directory.resolve().name for directory in directories)
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror}") from error
     return output
 
 
@@ -48,7 +51,7 @@ def _find_runs(directory: Path) -> Iterable[_Run]:
     """The directory itself, or its run folders, in the order in which they were trained."""
     files = [directory / "metrics.jsonl", *directory.glob("*/metrics.jsonl")]
     present = [f for f in files if f.is_file()]
-    for file in sorted(present, key=lambda f: (f.parent / "config.yaml").stat().st_mtime):
+    for file in sorted(present, key=lambda f: f.stat().st_mtime):
         yield _Run(file.parent.name, file.parent, read_metrics(file))
 
 
@@ -84,18 +87,26 @@ def _single(run: _Run, title: str, key: str, unit: str, *, log: bool = False) ->
 def _summary(run: _Run) -> list[tuple[str, str]]:
     rates = [r["tokens_per_second"] for r in run.records if r.get("tokens_per_second")]
     valid = [r["valid_loss"] for r in run.records if r.get("valid_loss") is not None]
-    mfu, memory = run.last("mfu"), run.last("memory_bytes")
+    memory = run.last("memory_bytes")
+    is_language_model = not (run.path / "report.json").exists()
     facts = [
         ("steps", f"{run.records[-1]['step']:,}" if run.records else "0"),
         ("tokens seen", f"{run.last('tokens_seen') or 0:,}"),
         ("last training loss", _number(run.last("loss"))),
         ("best validation loss", f"{_number(min(valid))} nats" if valid else ""),
-        ("perplexity", _number(math.exp(min(valid))) if valid and min(valid) < 50 else ""),
+        ("perplexity", _number(math.exp(min(valid))) if is_language_model and valid else ""),
         ("median tokens / s", f"{statistics.median(rates):,.0f}" if rates else ""),
-        ("model-FLOPs utilisation", f"{mfu:.1%}" if mfu is not None else "n/a (unknown device)"),
+        ("model-FLOPs utilisation", _utilisation(run)),
         ("memory", f"{memory / 2**30:.2f} GiB" if memory else ""),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _utilisation(run: _Run) -> str:
+    if not any("mfu" in record for record in run.records):
+        return ""
+    mfu = run.last("mfu")
+    return f"{mfu:.1%}" if mfu is not None else "n/a (unknown device)"
 
 
 def _number(value: float | None) -> str:

@@ -20,7 +20,7 @@ command -v "$python" >/dev/null || {
     echo "error: $("$python" --version) is too old; install Python 3.11 or newer, or set PYTHON" >&2
     exit 2
 }
-echo "setting up $venv (some minutes the first time, about 2 GB) …"
+echo "setting up $venv (some minutes the first time; about 2 GB, more with torch for GPUs) …"
 "$python" -m venv "$venv" || {
     echo "error: cannot make $venv; on Debian and Ubuntu: apt install python3-venv" >&2
     exit 1

@@ -22,8 +22,9 @@ if [ -n "${SLURM_JOB_NODELIST:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
         --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \
         --rdzv-endpoint "$first:$((20000 + SLURM_JOB_ID % 20000))" \
         "$script" "$@"
-elif [ "$gpus" -gt 1 ]; then
-    exec "$python" -m deepspeed.launcher.runner --num_gpus "$gpus" "$script" "$@"
+elif [ "$gpus" -gt 1 ] && [ "${CUDA_VISIBLE_DEVICES-all}" != "" ]; then
+    # Without --num_gpus: DeepSpeed would ignore CUDA_VISIBLE_DEVICES beside it.
+    exec "$python" -m deepspeed.launcher.runner "$script" "$@"
 else
     exec "$python" "$script" "$@"
 fi

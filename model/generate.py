@@ -90,7 +90,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if temperature < 0:
+    if not temperature >= 0:  # NaN too
         raise ValueError(f"temperature: got {temperature}, expected 0 (greedy) or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: got {top_k}, expected 1 or more; leave it out for no limit")

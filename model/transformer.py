@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention, KVCache, attention_mask_for, document_layout
 from model.config import ModelConfig
@@ -45,6 +46,7 @@ class Transformer(nn.Module):
         self.embedding_dropout = config.dropout if config.family == "gpt2" else 0.0
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.final_norm = make_norm(config)
+        self.checkpoints_activations = False  # set from outside; changes memory, not results
 
     def forward(
         self,
@@ -83,7 +85,11 @@ class Transformer(nn.Module):
             rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
         x = F.dropout(x, self.embedding_dropout, self.training)
         for block in self.blocks:
-            x = block(x, rotary, mask, cache)
+            if self.checkpoints_activations and self.training:
+                # Non-reentrant: the other kind fires ZeRO's hooks twice for tied weights.
+                x = checkpoint(block, x, rotary, mask, use_reentrant=False)
+            else:
+                x = block(x, rotary, mask, cache)
         if cache is not None:
             cache.length += seq_len
         hidden: Tensor = self.final_norm(x)

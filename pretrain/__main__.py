@@ -63,12 +63,12 @@ def _prepare_demo(overrides: list[str], timeout_s: float = 600) -> None:
         return
     from data_prep.demo import DIRECTORY, prepare_demo
 
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         prepare_demo()
         return
     deadline = time.monotonic() + timeout_s
     while not (DIRECTORY / "data" / "manifest.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.5)  # another rank of this machine makes it
+        time.sleep(0.5)  # the first rank makes it
 
 
 def _train(config: "PretrainConfig") -> int:
@@ -78,6 +78,7 @@ def _train(config: "PretrainConfig") -> int:
 
     ranks = dist.init(config.run.device, config.parallel.communication_timeout_s)
     try:
+        dist.require_precision(config.precision, ranks.device)
         return train(config, ranks)
     finally:
         dist.shutdown()

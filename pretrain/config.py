@@ -1,6 +1,5 @@
 """The pretraining config, and every check that needs no torch and no process group."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,8 +10,9 @@ from data_prep.shards import Shards
 from model.config import ModelConfig
 from model.presets import preset
 from runtime import hardware, sections
+from runtime.checks import check_batch, check_run_dir, check_schedule
 from runtime.config import Config, Problem, key, section
-from runtime.deepspeed_config import owned_keys
+from runtime.deepspeed_config import misplaced_keys, owned_keys
 from runtime.errors import UserError
 
 _FROM_ELSEWHERE = {"num_labels", "id2label"}  # a pretraining run has no labels
@@ -56,6 +56,10 @@ class Data(Config):
     packing: Literal["concat", "documents"] = key(
         "concat",
         "concat: documents back to back; documents: the same, but none attends to another",
+    )
+
+    verify: bool = key(
+        True, "Hash every shard before the first step; done once for a run and its data"
     )
 
     @property
@@ -119,6 +123,7 @@ class PretrainConfig(Config):
     compile: bool = key(False, "torch.compile each block (needs a C++ compiler on a CPU)")
     checkpoint: sections.Checkpoint = section(sections.Checkpoint, "Saving")
     evaluate: Evaluate = section(Evaluate, "Validation")
+    health: sections.Health = section(sections.Health, "When to give up")
     log: sections.Log = section(sections.Log, "Logs")
     deepspeed: DeepSpeed = section(DeepSpeed, "DeepSpeed")
 
@@ -168,25 +173,13 @@ class PretrainConfig(Config):
 def check(config: PretrainConfig, world_size: int) -> list[Problem]:
     """The mistakes that concern several keys, the data, or this machine."""
     return [
-        *_check_batch(config, world_size),
+        *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
         *_check_length(config),
         *_check_precision(config),
         *_check_data(config),
-        *_check_run_dir(config),
+        *check_run_dir(config.run_dir),
         *_check_deepspeed(config),
     ]
-
-
-def _check_batch(config: PretrainConfig, world_size: int) -> Iterator[Problem]:
-    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size or 1
-    unit = micro * world_size
-    if size % unit:
-        nearest = sorted({max(1, size // unit) * unit, -(-size // unit) * unit})
-        yield Problem(
-            "batch.global_batch_size",
-            f"{size} is not divisible by micro_batch_size × ranks = {micro} × {world_size} = "
-            f"{unit}; write {' or '.join(map(str, nearest))}",
-        )
 
 
 def _check_length(config: PretrainConfig) -> Iterator[Problem]:
@@ -196,12 +189,8 @@ def _check_length(config: PretrainConfig) -> Iterator[Problem]:
             f"{config.tokens} is less than one step of {config.tokens_per_step} "
             "(global_batch_size × seq_len); raise it, or lower batch.global_batch_size",
         )
-    elif config.schedule.warmup_steps >= config.total_steps > 0:
-        yield Problem(
-            "schedule.warmup_steps",
-            f"{config.schedule.warmup_steps} is not less than the run's {config.total_steps} "
-            f"steps; a tenth would be {config.total_steps // 10}",
-        )
+    else:
+        yield from check_schedule(config.schedule, config.total_steps)
 
 
 def _check_precision(config: PretrainConfig) -> Iterator[Problem]:
@@ -236,20 +225,22 @@ def _check_data(config: PretrainConfig) -> Iterator[Problem]:
             opened.append(open_data(source.path, "train"))
         except UserError as error:
             yield Problem("data.train", str(error))
-    if config.evaluate.every_steps:
-        try:
-            if open_data(config.data.valid_path, "valid").tokens < 2:
-                yield Problem(
-                    "data.valid",
-                    f"{config.data.valid_path}: its validation split is empty; prepare it with "
-                    "split.valid > 0, or write evaluate.every_steps: 0",
-                )
-        except UserError as error:
-            if config.data.valid_path not in {s.path for s in config.data.sources}:
-                yield Problem("data.valid", str(error))
+    # Where the whole directory is bad, the line above says so already.
+    broken = {s.path for s in config.data.sources} - {str(o.directory) for o in opened}
+    if config.evaluate.every_steps and config.data.valid_path not in broken:
+        yield from _check_validation(config)
     if opened:
         yield from _check_tokenizers(config, opened)
         yield from _check_model(config, opened[0])
+
+
+def _check_validation(config: PretrainConfig) -> Iterator[Problem]:
+    mend = "prepare it with split.valid > 0, or write evaluate.every_steps: 0"
+    try:
+        if open_data(config.data.valid_path, "valid").tokens < 2:
+            yield Problem("data.valid", f"{config.data.valid_path} has an empty split; {mend}")
+    except UserError as error:
+        yield Problem("data.valid", f"{error}; {mend}")
 
 
 def _check_tokenizers(config: PretrainConfig, opened: list[Shards]) -> Iterator[Problem]:
@@ -295,16 +286,8 @@ def _check_model(config: PretrainConfig, data: Shards) -> Iterator[Problem]:
         )
 
 
-def _check_run_dir(config: PretrainConfig) -> Iterator[Problem]:
-    path = config.run_dir
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    if not path.is_dir():
-        yield Problem("run.dir", f"{path} is a file, not a directory; choose another place")
-    elif not os.access(path, os.W_OK | os.X_OK):
-        yield Problem("run.dir", f"{path} is not writable for this user; choose another place")
-
-
 def _check_deepspeed(config: PretrainConfig) -> Iterator[Problem]:
+    for name in misplaced_keys(config.deepspeed.extra):
+        yield Problem("deepspeed.extra", f"{name} must hold keys of its own, as in {name}: {{…}}")
     for theirs, ours in owned_keys(config.deepspeed.extra):
         yield Problem("deepspeed.extra", f"{theirs} is set by {ours}; write that instead")

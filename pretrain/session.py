@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
 from data_prep.loader import Loader
@@ -16,18 +15,20 @@ from model.flops import mfu, parameters
 from model.heads import Model
 from model.init import parameter_groups
 from pretrain.config import PretrainConfig, open_data
+from pretrain.verify import verify_data
 from runtime import dist, provenance
-from runtime.checkpoint import CheckpointInfo, list_checkpoints, newest_verified
+from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.commit import prune
 from runtime.checkpoint.reader import TrainingState
 from runtime.checkpoint.writer import save
-from runtime.config import to_yaml
+from runtime.config import flat
 from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
 from runtime.engine import Engine
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import MetricsLog, Progress, device_name
 from runtime.optim import build_optimizer
+from runtime.run_directory import newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
 
 HEAD = "causal_lm"
@@ -48,6 +49,7 @@ class Session:
     step: int = 0
     tokens_seen: int = 0
     saved_step: int | None = None
+    skipped_in_a_row: int = 0
 
     @property
     def checkpoints(self) -> Path:
@@ -97,7 +99,8 @@ class Session:
 
 def start(config: PretrainConfig, ranks: Ranks) -> Session:
     """Build a run, or take up the newest whole checkpoint in its directory. Collective."""
-    _prepare_directory(config, ranks)
+    prepare_run_directory(config.run_dir, config)
+    dist.together(lambda: verify_data(config), only_main=True)
     train = [open_data(source.path, "train") for source in config.data.sources]
     model_config = config.model_config_for(train[0])
     loader = Loader(
@@ -109,8 +112,9 @@ def start(config: PretrainConfig, ranks: Ranks) -> Session:
         world_size=ranks.world_size,
         document_boundaries=config.data.packing == "documents",
     )
-    checkpoint = _newest_checkpoint(config.run_dir / "checkpoints", ranks)
+    checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     net = _build_model(config, model_config, checkpoint)
+    net.trunk.checkpoints_activations = config.parallel.activation_checkpointing
     if config.compile:
         for block in net.trunk.blocks:
             block.compile()
@@ -131,34 +135,6 @@ def start(config: PretrainConfig, ranks: Ranks) -> Session:
 
 def _devnull() -> Any:
     return Path(os.devnull).open("w")  # open as long as the run lives
-
-
-def _prepare_directory(config: PretrainConfig, ranks: Ranks) -> None:
-    """Make the run directory, private to the user, and store what the run is made of."""
-    error = None
-    if ranks.is_main:
-        try:
-            (config.run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (config.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            versions = orjson.dumps(provenance.versions(), option=orjson.OPT_INDENT_2)
-            (config.run_dir / "versions.json").write_bytes(versions)
-        except OSError as problem:
-            error = f"run.dir: {config.run_dir} cannot be written: {problem.strerror}"
-    dist.raise_together(error)
-
-
-def _newest_checkpoint(root: Path, ranks: Ranks) -> CheckpointInfo | None:
-    """The checkpoint that the main rank verified; every rank takes the same. Collective."""
-    found: CheckpointInfo | None = None
-    error = None
-    if ranks.is_main:
-        try:
-            found = newest_verified(root)
-        except UserError as problem:
-            error = str(problem)
-    dist.raise_together(error)
-    step = dist.gather_text(str(found.step) if found else "")[0]
-    return next((i for i in list_checkpoints(root) if str(i.step) == step), None)
 
 
 def _build_model(
@@ -202,9 +178,18 @@ def _restore(session: Session, checkpoint: CheckpointInfo) -> None:
     """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
     state = TrainingState(checkpoint.path)
     session.loader.load_state_dict(state.values["loader"])
+    _tell_changes(session, state.values["config"])
     session.engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
     session.step = session.saved_step = state.values["step"]
     session.tokens_seen = state.values["tokens_seen"]
+
+
+def _tell_changes(session: Session, stored: dict[str, Any]) -> None:
+    """Say which settings the run goes on with that its first part did not have."""
+    before, now = flat(stored), flat(session.config.model_dump(mode="json"))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            session.progress.say(f"changed: {name} was {before.get(name)}, now {now.get(name)}")
 
 
 def _introduce(session: Session, train: list[Shards], checkpoint: CheckpointInfo | None) -> None:

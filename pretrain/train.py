@@ -40,10 +40,11 @@ def train(config: PretrainConfig, ranks: Ranks) -> int:
         session.step += 1
         session.tokens_seen += config.tokens_per_step
         rate.add(config.tokens_per_step)
+        _count_skipped(session, result)
         is_last = session.step == total or stopping
         saves = is_last or _is_due(session.step, config.checkpoint.every_steps)
         if saves or session.step % config.log.every_steps == 0:
-            _log_step(session, result, lr, rate.read())
+            _log_step(session, result, lr, rate)
         if _is_due(session.step, config.evaluate.every_steps, at_end=session.step == total):
             loss = validation_loss(session.engine, config)
             session.record(valid_loss=loss)
@@ -67,15 +68,28 @@ def _is_due(step: int, every_steps: int, *, at_end: bool = False) -> bool:
     return every_steps > 0 and (step % every_steps == 0 or at_end)
 
 
-def _log_step(session: Session, result: StepResult, lr: float, tokens_per_second: float) -> None:
+def _count_skipped(session: Session, result: StepResult) -> None:
+    """Give up on a run whose gradients overflow step after step: it would train nothing."""
+    session.skipped_in_a_row = 0 if result.applied else session.skipped_in_a_row + 1
+    limit = session.config.health.max_skipped_steps
+    if session.skipped_in_a_row >= limit:
+        raise UserError(
+            f"step {session.step}: the gradients of {limit} steps in a row were not finite "
+            "(health.max_skipped_steps); lower optim.lr, or use precision: bf16 or fp32"
+        )
+
+
+def _log_step(session: Session, result: StepResult, lr: float, rate: Rate) -> None:
     """Record what the last step measured. Collective: the loss is summed over the ranks."""
     (loss,) = dist.sum_over_ranks([float(result.loss)])
     grad_norm = float(result.grad_norm)
-    if not math.isfinite(loss):
+    tokens_per_second = rate.read()  # after the losses: until then a GPU may still be at work
+    if not math.isfinite(loss) or (result.applied and not math.isfinite(grad_norm)):
         # Before a checkpoint holds such weights, and the good one is pruned.
         raise UserError(
-            f"step {session.step}: the loss is {loss}: training diverged; lower optim.lr or add "
-            "schedule.warmup_steps, and run again: it goes on from the last checkpoint"
+            f"step {session.step}: loss {loss}, gradient norm {grad_norm}: training diverged; "
+            "lower optim.lr or add schedule.warmup_steps, and run again: it goes on from the last "
+            "checkpoint"
         )
     utilisation = session.utilisation(tokens_per_second)
     session.record(

@@ -23,7 +23,11 @@ class Config(pydantic.BaseModel):
     """Base of every config section: frozen, unknown keys refused."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), validate_default=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 
@@ -108,8 +112,9 @@ class _Source:
 
 def _parse_yaml(text: str, name: str) -> _Source:
     source = _Source(where={"": name})
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.events.AliasEvent):
                 line = event.start_mark.line + 1 if event.start_mark else 0
@@ -125,13 +130,14 @@ def _parse_yaml(text: str, name: str) -> _Source:
         if problems:
             raise ConfigError(problems)
         source.data = loader.construct_document(root)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
-        reason = getattr(error, "problem", None) or str(error)
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError([f"{place}: not valid YAML: {reason}"]) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return source
 
 
@@ -240,15 +246,14 @@ def _plain_location(loc: tuple[int | str, ...], data: Any) -> tuple[int | str, .
 
 
 def _drop(data: Any, location: tuple[int | str, ...]) -> int:
-    for part in location[:-1]:
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
-            return 0
-    try:
-        del data[location[-1]]
-    except (KeyError, IndexError, TypeError):
+    """Remove a wrong key; of a wrong item in a list, the whole list, which would be too short."""
+    first_index = next((i for i, part in enumerate(location) if isinstance(part, int)), None)
+    path = [str(part) for part in location[:first_index]]
+    for part in path[:-1]:
+        data = data.get(part) if isinstance(data, dict) else None
+    if not path or not isinstance(data, dict) or path[-1] not in data:
         return 0
+    del data[path[-1]]
     return 1
 
 
@@ -351,6 +356,17 @@ def print_help(usage: str, schema: type[Config]) -> None:
         unit = f" {row.unit}" if row.unit else ""
         print(f"  {row.key:<{width}}  {row.meaning}")
         print(f"  {'':<{width}}    {row.type}, default {row.default}{unit}")
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys and their values."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def to_yaml(config: pydantic.BaseModel) -> str:

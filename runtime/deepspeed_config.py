@@ -24,6 +24,7 @@ OWNED_KEYS = {
     "data_types.grad_accum_dtype": "precision",
     "communication_data_type": "precision",
     "torch_autocast": "precision",
+    "bfloat16": "precision",
 }
 
 
@@ -121,6 +122,12 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         nested = isinstance(old, dict) and isinstance(value, dict)
         merged[name] = _merge(old, value) if nested else value  # type: ignore[arg-type]
     return merged
+
+
+def misplaced_keys(extra: dict[str, Any]) -> list[str]:
+    """Sections of DeepSpeed's configuration that `deepspeed.extra` would replace by a value."""
+    sections = ("zero_optimization", "bf16", "fp16", "data_types", "checkpoint", "torch_autocast")
+    return [name for name in sections if name in extra and not isinstance(extra[name], dict)]
 
 
 def owned_keys(extra: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

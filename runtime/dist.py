@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as torch_dist
+from safetensors import SafetensorError
 from torch._C._distributed_c10d import HashStore
 
 from runtime.errors import EXIT_BAD_INPUT, UserError
@@ -26,6 +27,8 @@ class Ranks:
         """Whether this process writes the run's files."""
         return self.rank == 0
 
+
+CONTROL_TIMEOUT = datetime.timedelta(hours=2)
 
 _control: torch_dist.ProcessGroup | None = None
 
@@ -74,10 +77,23 @@ def init(device: str, timeout_s: int) -> Ranks:
         torch_dist.init_process_group(
             backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
         )
-    if world_size > 1 and backend == "nccl":
-        # Agreements between ranks must not wait for the GPU's queue.
-        _control = torch_dist.new_group(backend="gloo", timeout=timeout)
+    if world_size > 1:
+        # Agreements must neither wait for a GPU's queue nor end a run while the main rank hashes
+        # a checkpoint: a group of its own, on host memory, with a longer patience.
+        _control = torch_dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     return Ranks(rank_from_env(), int(os.environ.get("LOCAL_RANK", "0")), world_size, where)
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device found does not compute in. Raises UserError."""
+    mend = None
+    if precision == "fp16" and device.type == "cpu":
+        mend = "fp16 does not run on a CPU; write bf16 or fp32"
+    is_bf16_gpu = precision == "bf16" and device.type == "cuda"
+    if is_bf16_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        mend = f"{torch.cuda.get_device_name(device)} has no bf16; write fp16 or fp32"
+    if mend:
+        raise UserError(f"precision: {mend}", status=EXIT_BAD_INPUT)
 
 
 def _share_cores() -> None:
@@ -137,6 +153,8 @@ def together(action: Callable[[], None], *, only_main: bool = False) -> None:
     if not only_main or rank_from_env() == 0:
         try:
             action()
-        except OSError as problem:
+        except UserError as problem:
+            error = str(problem)
+        except (OSError, SafetensorError, ValueError) as problem:
             error = f"not saved: {problem}; what was saved before is intact"
     raise_together(error)

@@ -9,6 +9,7 @@ from typing import NoReturn
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, run the same command again to go on
 
 
@@ -46,6 +47,10 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
             if error.status != EXIT_BAD_INPUT or os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr)
             return error.status
+        except KeyboardInterrupt:
+            # Training saves and leaves by itself; elsewhere there is nothing to save yet.
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
         except BrokenPipeError:
             # `python -m model describe gpt2-124m | head` closes our output early: not a failure.
             sys.stderr.close()

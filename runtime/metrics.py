@@ -10,6 +10,7 @@ import orjson
 import psutil
 import torch
 
+from runtime.errors import UserError
 from runtime.records import keep_until
 
 
@@ -22,8 +23,11 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, resume_step: int, tensorboard: bool) -> None:
         self._path = run_dir / "metrics.jsonl"
-        keep_until(self._path, resume_step)
-        self._file = self._path.open("ab")
+        try:
+            keep_until(self._path, resume_step)
+            self._file = self._path.open("ab")
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -32,8 +36,11 @@ class MetricsLog:
 
     def record(self, step: int, **values: Any) -> None:
         """Write one record. NaN and infinity become null, as JSON has no word for them."""
-        self._file.write(orjson.dumps({"step": step, **_finite(values)}) + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(orjson.dumps({"step": step, **_finite(values)}) + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):

@@ -1,11 +1,14 @@
 """The config sections that pretraining and fine-tuning share. Torch-free: checks start fast."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from runtime.config import Config, key
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Run(Config):
@@ -22,7 +25,7 @@ class Optim(Config):
 
     name: Literal["adamw"] = key("adamw", "Optimizer")
     lr: float = key(3e-4, "Peak learning rate", gt=0)
-    betas: tuple[float, float] = key((0.9, 0.95), "Decay rates of the two moments")
+    betas: tuple[Decay, Decay] = key((0.9, 0.95), "Decay rates of the two moments")
     eps: float = key(1e-8, "Added to the root of the second moment", gt=0)
     weight_decay: float = key(0.1, "Decoupled decay of the weight matrices", ge=0)
     max_grad_norm: float = key(1.0, "Clip the global gradient norm; 0 does not clip", ge=0)
@@ -50,6 +53,9 @@ class Parallel(Config):
     offload: Literal["none", "optimizer"] = key(
         "none", "optimizer: keep master weights and moments in host memory"
     )
+    activation_checkpointing: bool = key(
+        False, "Keep no activations inside the blocks; compute them again in the backward pass"
+    )
     communication_timeout_s: int = key(
         600, "A collective that takes longer ends the run", unit="s", ge=1
     )
@@ -60,6 +66,14 @@ class Checkpoint(Config):
 
     every_steps: int = key(500, "Save every so many steps; 0 saves at the end only", ge=0)
     keep_last: int = key(2, "Newest checkpoints kept; 0 keeps all", ge=0)
+
+
+class Health(Config):
+    """When to give up."""
+
+    max_skipped_steps: int = key(
+        30, "End the run after so many steps in a row whose gradients overflowed", ge=1
+    )
 
 
 class Log(Config):

@@ -20,7 +20,9 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(map(rng.choice, (SUBJECTS, VERBS, OBJECTS))) + "." for _ in range(count)]
 
 
-def prepare_corpus(directory: Path, documents: int = 400, seed: int = 0) -> Path:
+def prepare_corpus(
+    directory: Path, documents: int = 400, seed: int = 0, valid: float = 0.1
+) -> Path:
     """Prepare a corpus of short documents with a character tokenizer; returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     text = directory / "corpus.txt"
@@ -34,7 +36,7 @@ def prepare_corpus(directory: Path, documents: int = 400, seed: int = 0) -> Path
         "input": {"paths": [str(text)], "document": "paragraph"},
         "output": str(directory / "data"),
         "tokenizer": {"train": {"kind": "char"}},
-        "split": {"valid": 0.1},
+        "split": {"valid": valid},
         "workers": 1,
     }
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")

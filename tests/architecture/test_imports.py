@@ -1,4 +1,4 @@
-"""Who may import whom: the table of docs/design.md, from the imports themselves."""
+"""Who may import whom: the table of CONTRIBUTING.md, from the imports themselves."""
 
 import importlib.metadata
 import subprocess

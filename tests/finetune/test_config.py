@@ -137,7 +137,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_a_read_only_run_directory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("finetune.config.os.access", lambda path, mode: False)  # root may write
+    monkeypatch.setattr("runtime.checks.os.access", lambda path, mode: False)  # root may write
     (line,) = complaints(config_file(tmp_path))
     assert f"run.dir: {tmp_path} is not writable" in line
 

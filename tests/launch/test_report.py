@@ -61,6 +61,14 @@ def test_no_run_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "no run here" in capsys.readouterr().err
 
 
+def test_a_page_that_can_not_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "demo")
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "report.html"
+    assert main(["report", str(tmp_path / "demo"), "--output", str(output)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_charts_hold_their_words() -> None:
     chart = curves("loss", [("train", [1, 2], [3.0, 2.0]), ("validation", [2], [2.5])], unit="nats")
     for word in ("loss", "nats", "train", "validation", "step"):

@@ -79,6 +79,26 @@ def test_truncated_data_is_refused(write_config: Write, tmp_path: Path, corpus: 
     only(errors(write_config(data__train=str(damaged))), "data.train", shard.name)
 
 
+def test_missing_validation_split_is_refused_before_the_run(
+    write_config: Write, tmp_path: Path
+) -> None:
+    data = prepare_corpus(tmp_path / "all", documents=60, valid=0.0)
+    found = errors(write_config(data__train=str(data)))
+    only(found, "data.valid", "split.valid > 0", "evaluate.every_steps: 0")
+    assert good(write_config(data__train=str(data), evaluate__every_steps=0))
+
+
+def test_numbers_that_would_fail_inside_torch(write_config: Write) -> None:
+    only(errors(write_config(optim__betas=[0.9, 1.5])), "optim.betas")
+    only(errors(write_config(), "optim.lr=.inf"), "optim.lr", "finite")
+    only(errors(write_config(schedule__decay_steps=10)), "schedule.decay_steps", "at most 9")
+
+
+def test_deepspeed_extra_may_not_replace_sections(write_config: Write) -> None:
+    only(errors(write_config(deepspeed__extra={"zero_optimization": 5})), "keys of its own")
+    only(errors(write_config(deepspeed__extra={"bfloat16": {"enabled": True}})), "precision")
+
+
 def test_two_sources_with_different_tokenizers(
     write_config: Write, tmp_path: Path, corpus: Path
 ) -> None:

@@ -46,7 +46,10 @@ def finished(write_config: Write, tmp_path: Path, straight: dict[str, Any]) -> P
 
 def test_a_run_writes_what_it_should(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
-    assert names == {"checkpoints", "config.yaml", "metrics.jsonl", "tensorboard", "versions.json"}
+    assert names == {
+        *("checkpoints", "config.yaml", "metrics.jsonl", "tensorboard", "versions.json"),
+        "verified_data.json",
+    }
     assert "deepspeed" in json.loads((finished / "versions.json").read_text())
     records = read_metrics(finished / "metrics.jsonl")
     steps = [r for r in records if "loss" in r]
@@ -189,8 +192,12 @@ def test_changed_data_is_refused(
     manifest = json.loads((changed / "manifest.json").read_text())
     manifest["fingerprint"] = "0" * len(manifest["fingerprint"])
     (changed / "manifest.json").write_text(json.dumps(manifest))
-    status, output = train(write_config(data__train=str(changed), steps=20))
-    assert status != 0
+    path = write_config(data__train=str(changed), steps=20)
+    status, output = train(path)
+    assert status == 1
+    assert "fingerprint" in output
+    status, output = train(path, "data.verify=false")  # then the loader finds it
+    assert status == 2
     assert "cannot resume: the data was" in output
     assert "Traceback" not in output
 
@@ -200,3 +207,69 @@ def test_documents_packing_trains(write_config: Write, tmp_path: Path) -> None:
     assert status == 0, output
     values = losses(tmp_path / "run")
     assert values[6] < values[1]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_activation_checkpointing_changes_no_loss(
+    write_config: Write, tmp_path: Path, finished: Path, stage: int
+) -> None:
+    """With dropout, accumulation and tied embeddings; the recomputed pass draws the same masks."""
+    keys = {"model__tie_embeddings": True, "steps": 4, "parallel__zero_stage": stage}
+    found = []
+    for name, value in (("kept", False), ("again", True)):
+        run_dir = tmp_path / name
+        path = write_config(**keys, run__dir=str(run_dir), parallel__activation_checkpointing=value)
+        status, output = train(path)
+        assert status == 0, output
+        found.append(losses(run_dir))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_damaged_data_is_refused_before_the_first_step(
+    write_config: Write, tmp_path: Path, corpus: Path
+) -> None:
+    damaged = Path(shutil.copytree(corpus, tmp_path / "damaged"))
+    shard = next(damaged.glob("train*.bin"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    status, output = train(write_config(data__train=str(damaged)))
+    assert status == 1
+    assert shard.name in output
+    assert "Traceback" not in output
+    assert not losses(tmp_path / "run")
+
+
+def test_a_full_disk_ends_the_run_with_a_line_and_the_last_checkpoint_whole(
+    write_config: Write, tmp_path: Path, finished: Path
+) -> None:
+    """The process may write no file beyond a few kilobytes: safetensors fails in the save."""
+    shutil.copytree(finished, tmp_path / "run")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "from pretrain.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    status, output = run(["-c", code, str(write_config(steps=14)), "log.tensorboard=false"])
+    assert status == 1, output
+    assert "what was saved before is intact" in output
+    assert "Traceback" not in output
+    found = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [info.step for info in found] == [8, 12]
+    assert [verify(info.path) for info in found] == [[], []]
+
+
+def test_a_diverged_run_stops_before_it_saves(write_config: Write, tmp_path: Path) -> None:
+    path = write_config(optim__lr=3e38, optim__max_grad_norm=0, model__dropout=0.0)
+    status, output = train(path, "schedule.warmup_steps=0")
+    assert status == 1
+    assert "training diverged" in output
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_changed_settings_are_told_on_resume(
+    write_config: Write, tmp_path: Path, finished: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    status, output = train(write_config(steps=13, optim__lr=0.02))
+    assert status == 0, output
+    assert "changed: optim.lr was 0.01, now 0.02" in output

@@ -98,6 +98,9 @@ def test_override_mistakes_name_the_command_line() -> None:
         ("steps: &a 1\nbatch: *a\n", "aliases"),
         ("steps: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         ("? [1, 2]\n: 3\n", "a key must be a plain word"),
+        ("steps: \x07\n", "not valid YAML"),
+        ("steps: !!int foo\n", "not valid YAML"),
+        ("steps: " + "[" * 3000 + "]" * 3000, "not valid YAML"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:

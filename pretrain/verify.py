@@ -1,0 +1,34 @@
+"""Every byte of the training data is hashed before the first step, once for a run and its data."""
+
+from pathlib import Path
+
+import orjson
+
+from data_prep.verify import verify_directory
+from pretrain.config import PretrainConfig
+from runtime.errors import UserError
+
+RECORD = "verified_data.json"
+
+
+def verify_data(config: PretrainConfig) -> None:
+    """Hash all shards, unless this run did and no file has changed since. Raises UserError."""
+    if not config.data.verify:
+        return
+    record = config.run_dir / RECORD
+    paths = sorted({config.data.valid_path, *(source.path for source in config.data.sources)})
+    state = {path: _file_state(Path(path)) for path in paths}
+    if record.exists() and record.read_bytes() == orjson.dumps(state):
+        return
+    for path in paths:
+        print(f"verifying {path} …", flush=True)
+        problems = verify_directory(Path(path))
+        if problems:
+            raise UserError(f"{problems[0]}; prepare the data again, or restore the file")
+    record.write_bytes(orjson.dumps(state))
+
+
+def _file_state(directory: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file: cheap, and different after any ordinary change."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
