@@ -276,7 +276,7 @@ def test_a_sample_smaller_than_the_input_trains_the_same_tokenizer_again(tmp_pat
 
 
 def test_an_interrupted_run_says_so_and_goes_on(tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", make_texts(2500))
+    write_jsonl(tmp_path / "x.jsonl", make_texts(12000))
     output = tmp_path / "out"
     started = subprocess.Popen(
         command(tmp_path, output, workers=2),
@@ -298,7 +298,7 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path):
     )
     assert done.returncode == 0
     assert "going on: " in done.stdout
-    assert len(decoded(output)) == 2500
+    assert len(decoded(output)) == 12000
 
 
 @pytest.mark.skipif(
