@@ -39,7 +39,6 @@ class Engine:
     ) -> None:
         self.ranks = ranks
         self.accumulation_steps: int = config["gradient_accumulation_steps"]
-        self._clips = config["gradient_clipping"] > 0
         self._stage: int = config["zero_optimization"]["stage"]
         self._engine = _initialize(module, optimizer, config, ranks)
         self.module: nn.Module = self._engine.module

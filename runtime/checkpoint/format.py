@@ -30,6 +30,10 @@ class CheckpointInfo(NamedTuple):
     step: int
     path: Path
 
+    def __fspath__(self) -> str:
+        """So that it can be given wherever a directory is asked for."""
+        return str(self.path)
+
 
 def step_dir(root: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
@@ -118,10 +122,13 @@ def _files_in(root: Path) -> set[str]:
 def newest_verified(root: Path, warn: Callable[[str], None] = print) -> CheckpointInfo | None:
     """The newest checkpoint whose every byte verifies; None where none was ever committed.
 
+    `root` is a folder of checkpoints, or a run directory that holds one.
     Damaged ones are passed over with a warning. Raises UserError where checkpoints exist but
     none is whole: training must not silently start at step 0.
     """
-    candidates = list_checkpoints(Path(root))
+    root = Path(root)
+    root = root / "checkpoints" if (root / "checkpoints").is_dir() else root
+    candidates = list_checkpoints(root)
     for info in reversed(candidates):
         problems = verify(info.path)
         if not problems:

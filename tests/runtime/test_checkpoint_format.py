@@ -102,6 +102,10 @@ def test_newest_verified_falls_back_and_says_so(tmp_path: Path) -> None:
     found = newest_verified(tmp_path, said.append)
     assert found is not None
     assert found.step == 20
+    assert Path(found) == step_dir(tmp_path, 20)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path)
+    assert newest_verified(tmp_path / "run", said.append).step == 20
     assert "step_00000030/config.json" in said[0]
 
 
