@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -13,13 +14,16 @@ _LAUNCHERS = ("deepspeed", "torch.distributed.run", "torchrun")
 class StopRequest:
     """Remembers that somebody asked this process to stop.
 
-    The same signal a second time ends the process at once. A different one does not: DeepSpeed's
-    launcher answers Ctrl-C, which we receive as well, with a SIGTERM of its own.
+    The same signal again, after a moment, ends the process at once. Repeats in that moment do not,
+    and neither do others: where Slurm or a terminal signals all processes, torchrun passes the
+    signal on a second time, and DeepSpeed's launcher answers Ctrl-C with a SIGTERM of its own.
     """
+
+    same_request_s = 2.0
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._seen: set[int] = set()
+        self._first: dict[int, float] = {}
         self._watched = _launcher_parents()
         self._previous = {
             number: signal.signal(number, self._on_signal)
@@ -27,9 +31,9 @@ class StopRequest:
         }
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number in self._seen:
+        now = time.monotonic()
+        if now - self._first.setdefault(number, now) > self.same_request_s:
             os._exit(EXIT_PREEMPTED)
-        self._seen.add(number)
         self.reason = self.reason or signal.Signals(number).name
 
     def check(self) -> bool:
