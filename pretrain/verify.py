@@ -30,5 +30,7 @@ def verify_data(config: PretrainConfig) -> None:
 
 def _file_state(directory: Path) -> dict[str, tuple[int, int]]:
     """Size and time of change of every file: cheap, and different after any ordinary change."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
+    # Hidden files are data_prep's own: its lock changes whenever it looks.
+    names = sorted(path for path in directory.iterdir() if path.is_file())
+    files = [path for path in names if not path.name.startswith(".")]
     return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
