@@ -38,9 +38,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def finished(write_config: Write, tmp_path: Path, straight: dict[str, Any]) -> Path:
     """The run directory of twelve steps without a break; trained once for the module."""
     if not straight:
-        status, output = train(write_config())
+        status, output = train(write_config(run__dir=str(tmp_path / "first")))
         assert status == 0, output
-        straight["dir"] = Path(shutil.copytree(tmp_path / "run", tmp_path.parent / "straight"))
+        straight["dir"] = (tmp_path / "first").rename(tmp_path.parent / "straight")
     return straight["dir"]
 
 
