@@ -44,7 +44,13 @@ def map_units(
             "and run again: finished work is kept"
         ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A Ctrl-C inside the pool's own shutdown would leave it half done: the workers wait for
+        # a word that never comes, and the process for them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def available_cores() -> int:
