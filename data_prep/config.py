@@ -159,14 +159,20 @@ def expand(text: str, wanted: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        inside = [p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))]
-        return sorted(p for p in inside if format_of(p, wanted) is not None)
+        return _inside(path, wanted)
     # pathlib's own glob refuses absolute patterns
-    return sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())  # noqa: PTH207
+    found: set[Path] = set()
+    for match in map(Path, glob.glob(text, recursive=True)):  # noqa: PTH207
+        found.update([match] if match.is_file() else _inside(match, wanted))
+    return sorted(found)
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _inside(folder: Path, wanted: str) -> list[Path]:
+    """The files of a folder and of all below it, also behind links; hidden ones are left out."""
+    names = sorted(glob.glob("**/*", root_dir=folder, recursive=True))  # noqa: PTH207
+    files = [folder / name for name in names if (folder / name).is_file()]
+    once = {path.resolve(): path for path in reversed(files)}  # a link may lead to a loop
+    return sorted(path for path in once.values() if format_of(path, wanted) is not None)
 
 
 def _why_nothing(text: str, wanted: str) -> str:
@@ -196,4 +202,5 @@ def tokenizer_file(text: str) -> Path | None:
     """The tokenizer.json that `tokenizer.path` names, or None."""
     path = Path(text)
     path = path / "tokenizer.json" if path.is_dir() else path
-    return path if path.is_file() else None
+    # Its tokenizer_config.json lies beside it, and both are opened by these names.
+    return path if path.is_file() and path.name == "tokenizer.json" else None

@@ -9,6 +9,7 @@ from data_prep.split import TRAIN, Splitter, fraction_of
 from data_prep.tokenizer import cut
 
 _LEAST_QUOTA = 1 << 20  # bytes read from one unit, so that a huge input is not opened everywhere
+_PIECE_CHARACTERS = 1 << 16  # small beside the sample, so that none is left without a piece
 
 
 def training_texts(plan: Plan) -> Iterator[str]:
@@ -53,6 +54,6 @@ def _texts(plan: Plan, unit: int, split: str | None, keep: float) -> Iterator[st
             for name, text in splitter(record):
                 wanted = split is None or name == split
                 # Pieces of a long document are drawn singly: it must not be all or nothing.
-                for piece in cut(text) if wanted else ():
+                for piece in cut(text, _PIECE_CHARACTERS) if wanted else ():
                     if keep >= 1 or fraction_of(piece, b"sample") < keep:
                         yield piece

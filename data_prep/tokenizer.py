@@ -14,6 +14,7 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 PIECE_CHARACTERS = 1 << 20  # one call's memory grows with the longest text in it
+GROUP_CHARACTERS = 4 << 20  # encoded at once
 _USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
@@ -42,13 +43,27 @@ class DocumentTokenizer:
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Token ids of each text, without an end-of-document token."""
         pieces = [list(cut(text)) for text in texts]
-        flat = [piece for parts in pieces for piece in parts]
-        encoded = iter(self._tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        encoded = self._encode_pieces([piece for parts in pieces for piece in parts])
         found = []
         for parts in pieces:
-            ids = [np.array(next(encoded).ids, dtype=np.int32) for _ in parts]
+            ids = [next(encoded) for _ in parts]
             found.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
         return found
+
+    def _encode_pieces(self, pieces: list[str]) -> Iterator[npt.NDArray[np.int32]]:
+        """Ids of each piece, a few MiB of text at a time: an Encoding is 30–80 times its text."""
+        start = 0
+        while start < len(pieces):
+            end, size = start, 0
+            while end < len(pieces) and (
+                end == start or size + len(pieces[end]) <= GROUP_CHARACTERS
+            ):
+                size += len(pieces[end])
+                end += 1
+            group = pieces[start:end]
+            for encoding in self._tokenizer.encode_batch_fast(group, add_special_tokens=False):
+                yield np.array(encoding.ids, dtype=np.int32)
+            start = end
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """The text of token ids, special tokens written out."""

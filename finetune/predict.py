@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     directory = _classifier(options.directory)
     if not options.input.is_file():
         raise UserError(f"{options.input}: no such file", status=EXIT_BAD_INPUT)
+    if options.output and options.output.exists() and options.output.samefile(options.input):
+        raise UserError(f"{options.output}: is the input; choose another", status=EXIT_BAD_INPUT)
     if options.output is None:
         cut = _predict(options, directory, sys.stdout.buffer)
         sys.stdout.flush()

@@ -19,14 +19,32 @@ from runtime.checkpoint.format import fsync_path
 from runtime.errors import UserError
 
 
+def is_reported(session: Session) -> bool:
+    """Whether the scores of this very test set (else dev) are written."""
+    run_dir = session.config.run_dir
+    try:
+        report = orjson.loads((run_dir / "report.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    _, data = _scored(session)
+    return (run_dir / "predictions.jsonl").is_file() and report.get("data") == data.fingerprint()
+
+
+def _scored(session: Session) -> tuple[str, Encoded]:
+    """The name and the texts of the set that the final scores are of."""
+    sets = session.sets
+    split, examples = ("test", sets.test) if sets.test is not None else ("dev", sets.dev)
+    return split, encode(examples, sets.labels, session.tokenizer)
+
+
 def write_results(session: Session) -> None:
     """Score the best model on test (else dev): predictions.jsonl, report.json, a table. Collective.
 
     The model is read back from its directory, so the scores are those of the files.
     """
     sets, ranks, tokenizer = session.sets, session.ranks, session.tokenizer
-    split, examples = ("test", sets.test) if sets.test is not None else ("dev", sets.dev)
-    data = encode(examples, sets.labels, tokenizer)
+    split, data = _scored(session)
+    examples = sets.test if sets.test is not None else sets.dev
     try:
         net = load_pretrained(session.best, head=HEAD).to(ranks.device)
     except CheckpointError as error:
@@ -37,6 +55,7 @@ def write_results(session: Session) -> None:
     report = {
         "split": split,
         "examples": len(data),
+        "data": data.fingerprint(),
         "truncated": data.truncated,
         "seen_in_train": seen_in(examples, sets.train),
         "loss": -float(rows[np.arange(len(rows)), data.labels].mean(dtype=np.float64)),

@@ -83,11 +83,6 @@ class Session:
         """Whether every step is done, or patience is at its end."""
         return self.step >= self.total_steps or self.without_best >= self.config.patience > 0
 
-    @property
-    def is_reported(self) -> bool:
-        """Whether the final scores are written."""
-        return all((self.config.run_dir / name).is_file() for name in _RESULTS)
-
     def micro_batches(self) -> list[Batch]:
         """Make this rank's batches of the coming step; one that counts nothing if it has none."""
         plan, ranks = self.plan, self.ranks

@@ -2,7 +2,7 @@
 
 from finetune.config import FinetuneConfig
 from finetune.devices import StepResult
-from finetune.results import write_results
+from finetune.results import is_reported, write_results
 from finetune.session import Session, start
 from runtime import dist
 from runtime.dist import Ranks
@@ -20,7 +20,7 @@ def train(config: FinetuneConfig, ranks: Ranks) -> int:
     """
     stop = StopRequest()
     session = start(config, ranks)
-    if session.is_finished and session.is_reported:
+    if session.is_finished and is_reported(session):
         session.progress.say(f"already finished: see {config.run_dir / 'report.json'}")
         return EXIT_OK
     total = session.total_steps

@@ -53,7 +53,8 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
             return EXIT_INTERRUPTED
         except BrokenPipeError:
             # `python -m model describe gpt2-124m | head` closes our output early: not a failure.
-            sys.stderr.close()
+            # What is still to be flushed goes nowhere, instead of failing at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_OK
 
     return wrapped

@@ -1,6 +1,7 @@
 """Classification of whole texts: reading, labels, encoding, batches. Torch-free."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def _label_problem(label: str | None, record: Any, key: str) -> str | None:
 def label_names(labels: Sequence[str]) -> list[str]:
     """List every class once: in numerical order where all are numbers, else alphabetically."""
     names = set(labels)
-    if all(name.lstrip("-").isdecimal() and name.isascii() for name in names):
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
