@@ -65,6 +65,7 @@ def test_an_empty_file_is_wrong(tmp_path):
 def test_classes_are_in_a_natural_order():
     assert label_names(["10", "9", "-1", "9"]) == ["-1", "9", "10"]
     assert label_names(["b", "10", "a", "9"]) == ["10", "9", "a", "b"]
+    assert label_names(["1", "--1"]) == ["--1", "1"]  # a word, not a number
 
 
 def test_unknown_labels_are_listed_once_with_a_line():

@@ -109,3 +109,12 @@ def test_default_class_names_are_understood(tmp_path, capsysbinary):
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "test.jsonl")]) == 0
     assert {r["predicted"] for r in lines(capsysbinary.readouterr().out)} <= {"LABEL_0", "LABEL_1"}
     assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["label2id"]
+
+
+def test_the_input_is_never_overwritten(trained, capsys):
+    path = trained / "test.jsonl"
+    before = path.read_bytes()
+    command = ["predict", str(trained / "run"), str(path), "--output", str(path)]
+    assert main(command) == EXIT_BAD_INPUT
+    assert "is the input" in capsys.readouterr().err
+    assert path.read_bytes() == before

@@ -156,6 +156,16 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert (tmp_path / "run" / "report.json").is_file()
 
 
+def test_another_test_set_is_scored_anew(tmp_path):
+    path = config_file(tmp_path)
+    assert finetune(path) == 0
+    before = read_report(tmp_path / "run")
+    texts = (tmp_path / "test.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "test.jsonl").write_bytes(b"".join(texts[: len(texts) // 2]))
+    assert finetune(path) == 0
+    assert read_report(tmp_path / "run")["examples"] == before["examples"] // 2
+
+
 def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
     assert finetune(config_file(tmp_path, epochs=1)) == 0
     assert finetune(config_file(tmp_path, epochs=3)) == 0
