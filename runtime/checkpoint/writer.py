@@ -30,23 +30,25 @@ def save(root: Path, step: int, engine: Engine, export: Export, state: dict[str,
     dist.together(lambda: begin(temporary), only_main=True)
     parameters = dict(engine.full_parameters())  # collective; whole on the main rank only
     steps = engine.optimizer_steps()
+    slices = f"{TRAINING}/optimizer_"
+    mine = f"{slices}{ranks.rank:05d}.safetensors"
     own: Entries = {}
 
-    def write_part() -> None:
-        name = f"{TRAINING}/optimizer_{ranks.rank:05d}.safetensors"
-        _write_slices(temporary / name, engine)
-        names = [name]
+    def write() -> None:
+        _write_slices(temporary / mine, engine)
         if ranks.is_main:
             export(temporary, parameters)
             full_state = {"schema": SCHEMA, "optimizer_steps": steps, **state}
             text = orjson.dumps(full_state, option=orjson.OPT_INDENT_2)
             (temporary / TRAINING / "state.json").write_bytes(text)
-            # The other ranks are writing their slices meanwhile, and seal them themselves.
-            slices = f"{TRAINING}/optimizer_"
-            names += [n for n in files_in(temporary) if not n.startswith(slices)]
-        own.update(seal(temporary, names))
 
-    dist.together(write_part)
+    def seal_own() -> None:
+        others = files_in(temporary) if ranks.is_main else []
+        own.update(seal(temporary, [mine, *(n for n in others if not n.startswith(slices))]))
+
+    dist.together(write)
+    # Only now: while ranks write, the directory holds files that are about to be renamed.
+    dist.together(seal_own)
     files: Entries = {}
     for text in dist.gather_text(json.dumps(own)):
         files |= json.loads(text)
