@@ -176,7 +176,8 @@ def start(config: FinetuneConfig, ranks: Ranks) -> Session:
     net, notes = _load(source, sets.labels, config, is_resumed=resumed is not None)
     tokenizer = TextTokenizer(source, net.config, config.task.max_length)
     net.config = net.config.model_copy(update={"pad_token_id": tokenizer.pad_id})
-    sets = sets._replace(labels=[net.config.id2label[i] for i in range(len(sets.labels))])  # type: ignore[index]
+    assert net.config.id2label is not None, "the head was made for these labels"
+    sets = sets._replace(labels=[net.config.id2label[i] for i in range(len(sets.labels))])
     train, dev = (encode(examples, sets.labels, tokenizer) for examples in sets[:2])
     batch = config.batch.global_batch_size, config.micro_batch_size(ranks.world_size)
     plan = Plan(train.lengths, *batch, config.run.seed)

@@ -20,8 +20,9 @@ class _Run(NamedTuple):
     records: list[dict[str, Any]]
 
     def series(self, label: str, key: str) -> list[Series]:
-        points = [(r["step"], r[key]) for r in self.records if r.get(key) is not None]
-        return [(label, *map(list, zip(*points, strict=True)))] if points else []  # type: ignore[list-item]
+        with_key = [record for record in self.records if record.get(key) is not None]
+        steps, values = [r["step"] for r in with_key], [r[key] for r in with_key]
+        return [(label, steps, values)] if with_key else []
 
     def last(self, key: str) -> Any:
         return next((r[key] for r in reversed(self.records) if r.get(key) is not None), None)

@@ -27,8 +27,8 @@ class UserError(Exception):
 def leave(status: int) -> NoReturn:
     """End a training process at once, with what it printed but without C++ destructors.
 
-    After a clean shutdown gloo's threads have aborted a process there, about one exit in fifty,
-    which a launcher takes for a failed run.
+    After a clean shutdown gloo's threads have aborted a process there (seen once among some dozens
+    of exits), which a launcher takes for a failed run.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -28,8 +28,11 @@ class Examples:
 
     def pick(self, indices: Sequence[int]) -> "Examples":
         """Return the examples with these indices, in this order."""
-        columns = (self.texts, self.labels, self.lines)
-        return Examples(*([c[i] for i in indices] for c in columns))  # type: ignore[arg-type]
+        return Examples(
+            [self.texts[i] for i in indices],
+            [self.labels[i] for i in indices],
+            [self.lines[i] for i in indices],
+        )
 
 
 class Reading(NamedTuple):

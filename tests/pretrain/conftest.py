@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ def write_config(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
     """Write a config of a run that takes a second, changed by dotted keys."""
 
     def write(**changes: object) -> Path:
-        settings: dict[str, object] = {
+        settings: dict[str, Any] = {
             "run": {"name": "tiny", "dir": str(tmp_path / "run"), "seed": 3},
             "model": {
                 "preset": None,
@@ -43,7 +44,7 @@ def write_config(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
             at = settings
             *parents, last = dotted.split("__")
             for parent in parents:
-                at = at.setdefault(parent, {})  # type: ignore[assignment]
+                at = at.setdefault(parent, {})
             if value is None and last not in ("preset",):
                 at.pop(last, None)
             else:
