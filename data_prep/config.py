@@ -1,6 +1,7 @@
 """The config of a data preparation run, and the mistakes that concern several keys at once."""
 
 import glob
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,11 @@ BUILTIN = "builtin:python"  # stands for the text that every Python installation
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 Format = Literal["text", "jsonl"]
+EOD, UNKNOWN = "<|endoftext|>", "<unk>"
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+_SPECIAL_FORM = re.compile(r"<[^\s<>]*\w[^\s<>]*>|\[[^\s\[\]]*\w[^\s\[\]]*\]")
 
 
 class Input(Config):
@@ -26,6 +32,10 @@ class Input(Config):
     text_key: str = key("text", "field of a JSON object that holds the document", min_length=1)
     document: Literal["file", "paragraph", "line"] = key(
         "file", "what one document is in a text file; paragraphs are separated by blank lines"
+    )
+
+    sentences: bool = key(
+        False, "also store where sentences end, for next-sentence and sentence-order prediction"
     )
 
     @pydantic.field_validator("paths", mode="before")
@@ -44,10 +54,29 @@ class TrainTokenizer(Config):
         None, "entries; none is 32768, or for char every character seen", unit="tokens", ge=8
     )
     min_frequency: int = key(2, "a merged piece must occur at least this often", ge=1)
+    special_tokens: Literal["auto", "gpt", "bert"] = key(
+        "auto",
+        f"gpt: {EOD}; bert: {' '.join(BERT_SPECIALS)}; auto: bert for wordpiece, gpt for the rest",
+    )
+    extra_tokens: tuple[str, ...] = key(
+        (), "further special tokens, such as <|fim_prefix|>; written in a text they stay text"
+    )
     lowercase: bool = key(False, "WordPiece only: fold case and strip accents, as in BERT uncased")
     sample_bytes: int = key(
         16 << 20, "bpe and wordpiece learn from about this much text", unit="bytes", ge=1
     )
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """Every special token, in the order of the ids, from 0."""
+        is_bert = self.special_tokens == "bert" or self.kind == "wordpiece"
+        own = BERT_SPECIALS if is_bert else (EOD, UNKNOWN) if self.kind == "char" else (EOD,)
+        return (*own, *self.extra_tokens)
+
+    @property
+    def is_bert(self) -> bool:
+        """Whether the special tokens are BERT's."""
+        return self.specials[0] == BERT_SPECIALS[0]
 
 
 class TokenizerChoice(Config):
@@ -139,17 +168,36 @@ def _check_tokenizer(choice: TokenizerChoice) -> list[Problem]:
         found.append(
             Problem("tokenizer.eod", "goes with tokenizer.path; a trained tokenizer has its own")
         )
-    train = choice.train
+    return [*found, *_check_training(choice.train)]
+
+
+def _check_training(train: TrainTokenizer) -> list[Problem]:
+    found: list[Problem] = []
     if train.lowercase and train.kind != "wordpiece":
         found.append(Problem("tokenizer.train.lowercase", f"{train.kind} keeps text exactly"))
-    if train.kind == "bpe" and train.vocab_size is not None and train.vocab_size < 257:
+    if train.kind == "wordpiece" and train.special_tokens == "gpt":
+        found.append(
+            Problem("tokenizer.train.special_tokens", "wordpiece has BERT's; write auto or bert")
+        )
+    least = len(train.specials) + {"bpe": 256, "char": 1, "wordpiece": 1}[train.kind]
+    if train.vocab_size is not None and train.vocab_size < least:
+        what = "256 bytes" if train.kind == "bpe" else "text"
         found.append(
             Problem(
                 "tokenizer.train.vocab_size",
-                f"expected 257 or more (256 bytes and the end-of-text token); "
-                f"got {train.vocab_size}",
+                f"expected {least} or more ({what} and the special tokens "
+                f"{' '.join(train.specials)}); got {train.vocab_size}",
             )
         )
+    for number, token in enumerate(train.extra_tokens):
+        why = None
+        if not _SPECIAL_FORM.fullmatch(token):
+            # Only such a form is several words of a text, and so never learnt as one token.
+            why = "expected <…> or […] around a name without spaces, such as <|fim_prefix|>"
+        elif train.specials.index(token) != len(train.specials) - len(train.extra_tokens) + number:
+            why = "is there already"
+        if why:
+            found.append(Problem(f"tokenizer.train.extra_tokens[{number}]", f"{token!r}: {why}"))
     return found
 
 

@@ -1,5 +1,6 @@
-"""Megatron's indexed token files, one document a sequence: NAME.bin (token ids) and NAME.idx.
+"""Megatron's indexed token files: NAME.bin (token ids) and NAME.idx (where sequences end).
 
+A sequence is a document, or a sentence where the index says which sequences make a document.
 Layout and traps: docs/formats.md. Read by Megatron-LM, Megatron-DeepSpeed, GPT-NeoX and NeMo.
 """
 
@@ -39,7 +40,8 @@ def dtype_for(vocab_size: int) -> DTypeName:
 class ShardWriter:
     """Writes one .bin/.idx pair document by document; both appear complete or not at all.
 
-    Memory is four bytes per document. Leaving the `with` block by an error leaves no file.
+    Memory is twelve bytes per document and four per sentence. Leaving the `with` block by an
+    error leaves no file.
     """
 
     def __init__(self, directory: Path, name: str, split: str, vocab_size: int) -> None:
@@ -47,7 +49,8 @@ class ShardWriter:
         self._split, self._vocab_size = split, vocab_size
         self.dtype = dtype_for(vocab_size)
         self._element = np.dtype(self.dtype).newbyteorder("<")
-        self._lengths = array("i")
+        self._lengths = array("i")  # of each sequence
+        self._documents = array("q", [0])  # sequences before each document, and in all
         self._hash = hashlib.sha256()
         self._aside = aside(self._bin)
         self._stream = self._aside.open("wb", buffering=1 << 20)
@@ -61,8 +64,12 @@ class ShardWriter:
         self._stream.close()
         self._aside.unlink(missing_ok=True)  # already renamed if `finish` was reached
 
-    def add(self, tokens: Tokens) -> None:
-        """Append one document, its end-of-document token included. (n,) integers."""
+    def add(self, tokens: Tokens, sentence_ends: Tokens | None = None) -> None:
+        """Append one document, its end-of-document token included. (n,) integers.
+
+        `sentence_ends` (m,): where its sentences end, exclusive and rising, the last n. Then each
+        sentence is a sequence, else the document is one.
+        """
         if len(tokens) > _LONGEST:
             raise UserError(
                 f"a document of {len(tokens)} tokens is longer than the format allows "
@@ -70,14 +77,22 @@ class ShardWriter:
             )
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocab_size:
             raise ValueError(f"token ids outside [0, {self._vocab_size}) in {self._bin.name}")
+        ends = np.array([len(tokens)]) if sentence_ends is None else sentence_ends
+        lengths = np.diff(ends, prepend=0).astype(np.int32)
+        if sentence_ends is not None and (
+            lengths.min(initial=1) < 1 or lengths.sum() != len(tokens)
+        ):
+            raise ValueError(f"sentence ends that do not rise to {len(tokens)}: {ends}")
         data = tokens.astype(self._element).tobytes()
         self._stream.write(data)
         self._hash.update(data)
-        self._lengths.append(len(tokens))
+        self._lengths.frombytes(lengths.tobytes())
+        self._documents.append(len(self._lengths))
 
     def finish(self) -> ShardEntry:
         """Make both files durable and visible, and describe them."""
-        index = b"".join(_index(self._lengths, _CODES[self.dtype], self._element.itemsize))
+        parts = _index(self._lengths, self._documents, _CODES[self.dtype], self._element.itemsize)
+        index = b"".join(parts)
         publish_bytes(aside(self._idx), self._idx, index)
         publish(self._stream, self._aside, self._bin)
         tokens = sum(self._lengths)
@@ -86,7 +101,7 @@ class ShardWriter:
             bytes=tokens * self._element.itemsize,
             sha256=self._hash.hexdigest(),
             split=self._split,
-            documents=len(self._lengths),
+            documents=len(self._documents) - 1,
             tokens=tokens,
             index=FileEntry(
                 file=self._idx.name, bytes=len(index), sha256=hashlib.sha256(index).hexdigest()
@@ -94,23 +109,26 @@ class ShardWriter:
         )
 
 
-def _index(lengths: "array[int]", code: int, itemsize: int) -> Iterator[bytes]:
+def _index(
+    lengths: "array[int]", documents: "array[int]", code: int, itemsize: int
+) -> Iterator[bytes]:
     count = len(lengths)
     sizes = np.frombuffer(lengths, dtype=np.int32) if count else np.zeros(0, np.int32)
     pointers = np.zeros(count, dtype="<i8")
     if count:
         np.cumsum(sizes[:-1], dtype=np.int64, out=pointers[1:])
     pointers *= itemsize
-    yield _HEADER.pack(MAGIC, VERSION, code, count, count + 1)
+    yield _HEADER.pack(MAGIC, VERSION, code, count, len(documents))
     yield sizes.astype("<i4").tobytes()
     yield pointers.tobytes()
-    yield np.arange(count + 1, dtype="<i8").tobytes()
+    yield np.frombuffer(documents, dtype=np.int64).astype("<i8").tobytes()
 
 
 class ShardReader:
     """Memory-maps one .bin/.idx pair after checking that the two agree in every respect.
 
-    `ends` are the documents' ends in tokens, exclusive. Raises UserError naming the file.
+    `ends` are the documents' ends in tokens, exclusive; `sequences` counts what the index lists.
+    Raises UserError naming the file.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -138,6 +156,8 @@ class ShardReader:
         self._check(lengths, pointers, documents, sequence_ends)
         starts = np.concatenate([np.zeros(1, np.int64), sequence_ends])
         self.ends = starts[documents[1:]]
+        self.sequences = int(sequences)
+        self._sequence_ends, self._first_sequences = sequence_ends, documents
         self.tokens = _map(self.bin_path).view(self.dtype)
 
     def _check(
@@ -172,6 +192,13 @@ class ShardReader:
         """Token ids of one document, memory-mapped. (n,)"""
         start = int(self.ends[document - 1]) if document else 0
         found: Tokens = self.tokens[start : int(self.ends[document])]
+        return found
+
+    def sequence_ends(self, document: int) -> npt.NDArray[np.int64]:
+        """Where a document's sequences end, counted from its start; the last is its length."""
+        first, last = self._first_sequences[document : document + 2]
+        start = int(self.ends[document - 1]) if document else 0
+        found: npt.NDArray[np.int64] = self._sequence_ends[first:last] - start
         return found
 
 

@@ -1,44 +1,57 @@
 """Shards → batches. The order is a pure function of (seed, epoch, global sample index).
 
-No index is built and nothing is shuffled in memory; how many ranks share the work does not
-change which samples a step sees. This is the only file of data_prep that needs torch.
+How many ranks share the work does not change which samples a step sees. What a sample is made
+of: data_prep.windows and data_prep.packing. How samples become tensors: `collate`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from data_prep.collate import IGNORED, Batch, CausalCollate
 from data_prep.mixture import Mixture
-from data_prep.permutation import make_key, permute
+from data_prep.packing import Pieces
+from data_prep.samples import (
+    Cutting,
+    Layout,
+    PackingReport,
+    Sample,
+    Seen,
+    Segment,
+    check_layout,
+    report_of,
+)
 from data_prep.shards import Shards
+from data_prep.windows import Windows
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
-IGNORED = -100  # a target that no loss counts
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "Layout",
+    "Loader",
+    "Sample",
+    "Seen",
+    "Segment",
+    "validation_batches",
+]
+
 _STATE_SCHEMA = 1
-Batch = dict[str, torch.Tensor]
 Source = str | Path | Shards
-
-
-class Seen(NamedTuple):
-    """What one sample of a step was made of."""
-
-    source: int  # position in the loader's list of sources
-    documents: range  # of that source's split
-    tokens: range  # of that source's split
+Collate = Callable[[Sequence[Sample]], Batch]
 
 
 class Loader:
     """Iterates for ever over this rank's share of every global batch.
 
-    Each item holds `input_ids` and `targets`, both (global_batch_size / world_size, seq_len)
-    int64: `targets` are the tokens that follow, −100 where there is none. A sample is a window
-    of the split's documents joined end to end; an epoch holds every token exactly once. With
-    `document_boundaries` there are also `position_ids` (same shape, restarting with every
-    document) and `cu_seqlens` (int32, the documents' bounds in the flattened share).
+    `layout` says what a sample is, `collate` makes a batch of some. Without them a sample is a
+    window of the split's documents joined end to end, for next-token prediction: `CausalCollate`
+    says which tensors come out; `document_boundaries` isolates the documents of a window. In
+    every packing an epoch holds every token exactly once; with a layout that drops them, every
+    token but the end-of-document tokens.
 
     Raises UserError for a batch that the ranks cannot share, and for sources that do not fit
     together.
@@ -55,22 +68,33 @@ class Loader:
         world_size: int = 1,
         split: str = "train",
         document_boundaries: bool = False,
+        layout: Layout | None = None,
+        collate: Collate | None = None,
     ) -> None:
-        if seq_len < 1 or global_batch_size < 1 or global_batch_size % world_size:
+        self.layout = layout or _causal(seq_len, document_boundaries)
+        check_layout(self.layout)
+        self.seq_len, self.global_batch_size, self.seed = (
+            self.layout.seq_len,
+            global_batch_size,
+            seed,
+        )
+        if global_batch_size < 1 or global_batch_size % world_size:
             raise UserError(
-                f"global_batch_size={global_batch_size} (of seq_len={seq_len}) cannot be shared "
-                f"by {world_size} ranks; use a multiple of {world_size}",
+                f"global_batch_size={global_batch_size} (of seq_len={self.seq_len}) cannot be "
+                f"shared by {world_size} ranks; use a multiple of {world_size}",
                 status=EXIT_BAD_INPUT,
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
-        self.seq_len, self.global_batch_size, self.seed = seq_len, global_batch_size, seed
-        self.split, self._boundaries = split, document_boundaries
+        self.split = split
         self.weights = [float(weight) for _, weight in sources]
         self._mixture = Mixture(self.weights)
         self.shards = [_open(source, split) for source, _ in sources]
         _require_one_tokenizer(self.shards)
-        self._windows = [_windows(shards, seq_len) for shards in self.shards]
+        self._collate = collate or CausalCollate(self.layout, self.shards[0].eod_id)
+        self._cuttings = [
+            _cut(shards, self.layout, source) for source, shards in enumerate(self.shards)
+        ]
         share = global_batch_size // world_size
         self._mine = range(rank * share, (rank + 1) * share)
         self.step = 0
@@ -85,43 +109,55 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of any step, counted from 0."""
+        return self._collate(self.samples(step))
+
+    def samples(self, step: int) -> list[Sample]:
+        """This rank's share of any step, before it is collated."""
         first = step * self.global_batch_size
-        samples = np.arange(first + self._mine.start, first + self._mine.stop)
-        rows = [
-            _window(self.shards[source], window, self.seq_len)
-            for source, window in self._locate(samples)
+        indices = np.arange(first + self._mine.start, first + self._mine.stop)
+        return [
+            Sample(index, self._cuttings[source].segments(number))
+            for index, source, number in self._locate(indices)
         ]
-        return _collate(rows, self.shards[0].eod_id, self.seq_len, self._boundaries)
 
     def documents(self, step: int) -> list[Seen]:
         """What every sample of a step's global batch was made of, whichever rank read it."""
         first = step * self.global_batch_size
-        found = []
-        for source, window in self._locate(np.arange(first, first + self.global_batch_size)):
-            shards = self.shards[source]
-            start = window * self.seq_len
-            end = min(start + self.seq_len, shards.tokens)
-            found.append(Seen(source, shards.documents_between(start, end), range(start, end)))
-        return found
+        return [
+            seen._replace(sample=index)
+            for index, source, number in self._locate(
+                np.arange(first, first + self.global_batch_size)
+            )
+            for seen in self._cuttings[source].seen(number)
+        ]
 
-    def _locate(self, samples: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-        """(source, window) of each global sample."""
-        sources, own = self._mixture.locate(samples)
-        windows = np.zeros_like(own)
+    def _locate(self, indices: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+        """(global index, source, number in the source's cutting) of each global sample."""
+        sources, own = self._mixture.locate(indices)
+        numbers = np.zeros_like(own)
         for source in np.unique(sources):
-            size = self._windows[source]
-            epochs, places = np.divmod(own, size)
+            cutting = self._cuttings[source]
+            epochs, places = np.divmod(own, cutting.size)
             for epoch in np.unique(epochs[sources == source]):
                 chosen = (sources == source) & (epochs == epoch)
-                key = make_key(self.seed, int(source), int(epoch))
-                windows[chosen] = permute(places[chosen], size, key)
-        return [(int(s), int(w)) for s, w in zip(sources, windows, strict=True)]
+                numbers[chosen] = cutting.shuffled(self.seed, int(epoch), places[chosen])
+        return list(zip(indices.tolist(), sources.tolist(), numbers.tolist(), strict=True))
+
+    def packing_report(self) -> PackingReport:
+        """One epoch of every source in numbers, added up."""
+        reports = [cutting.report() for cutting in self._cuttings]
+        total = {
+            name: sum(getattr(report, name) for report in reports)
+            for name in ("samples", "segments", "documents", "cut_documents", "tokens")
+        }
+        return report_of(self.layout, **total)
 
     @property
     def epochs(self) -> list[float]:
         """How many times each source has been passed through, up to the current step."""
         taken = self._mixture.consumed(self.step * self.global_batch_size)
-        return [count / size for count, size in zip(taken, self._windows, strict=True)]
+        sizes = [cutting.size for cutting in self._cuttings]
+        return [count / size for count, size in zip(taken, sizes, strict=True)]
 
     @property
     def epoch(self) -> int:
@@ -130,8 +166,8 @@ class Loader:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Windows of all sources together: with one source, the samples of one epoch."""
-        return sum(self._windows)
+        """Samples of all sources together: with one source, those of one epoch."""
+        return sum(cutting.size for cutting in self._cuttings)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides which samples come next; plain JSON, the same on every rank."""
@@ -144,11 +180,17 @@ class Loader:
             "split": self.split,
             "weights": list(self.weights),
             "fingerprints": [shards.fingerprint for shards in self.shards],
+            # Both kinds of windows come in the same order; only attention differs.
+            "packing": self.layout.packing if self.layout.by_document else "concat",
+            "overhead": self.layout.overhead,
+            "drops_eod": self.layout.drops_eod,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a state was taken. Raises UserError where the order would not go on."""
         own = self.state_dict()
+        # What states did not say before there was a choice.
+        state = {"packing": "concat", "overhead": 0, "drops_eod": False, **state}
         for name in own:
             if name != "step" and state.get(name) != own[name]:
                 what = "the data" if name == "fingerprints" else name
@@ -166,30 +208,47 @@ class Loader:
 def validation_batches(
     source: Source,
     *,
-    seq_len: int,
     batch_size: int,
+    seq_len: int = 512,
     split: str = "valid",
     max_sequences: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     document_boundaries: bool = False,
+    layout: Layout | None = None,
+    collate: Collate | None = None,
 ) -> Iterator[Batch]:
-    """Yield a split in order, each token once; every rank gets the same number of batches.
+    """Yield a split in one fixed order, each token once; every rank gets as many batches.
 
-    `batch_size` is each rank's. Rows beyond the end, or beyond the first `max_sequences`, are
-    padded with −100 targets, so that means weighted by counted targets are the same at every
-    world size.
+    `batch_size` is each rank's; `layout` and `collate` are those of `Loader`, and a sample's index
+    is its number in this order. Rows beyond the end, or beyond the first `max_sequences`, are
+    samples without index and segments, padded with −100 targets, so that means weighted by
+    counted targets are the same at every world size.
     """
+    layout = layout or _causal(seq_len, document_boundaries)
+    check_layout(layout)
     shards = _open(source, split)
-    windows = _windows(shards, seq_len)
-    end = windows if max_sequences is None else min(windows, max_sequences)
+    cutting = _cut(shards, layout, 0)
+    collate = collate or CausalCollate(layout, shards.eod_id)
+    end = cutting.size if max_sequences is None else min(cutting.size, max_sequences)
     for start in range(0, end, batch_size * world_size):
         first = start + rank * batch_size
-        rows = [
-            _window(shards, window if window < end else windows, seq_len)
-            for window in range(first, first + batch_size)
-        ]
-        yield _collate(rows, shards.eod_id, seq_len, document_boundaries)
+        yield collate(
+            [
+                Sample(number, cutting.segments(number)) if number < end else Sample(None, ())
+                for number in range(first, first + batch_size)
+            ]
+        )
+
+
+def _causal(seq_len: int, document_boundaries: bool) -> Layout:
+    return Layout("documents" if document_boundaries else "concat", seq_len, lookahead=1)
+
+
+def _cut(shards: Shards, layout: Layout, source: int) -> Cutting:
+    if layout.by_document:
+        return Pieces(shards, layout, source)
+    return Windows(shards, layout, source)
 
 
 def _open(source: Source, split: str) -> Shards:
@@ -208,46 +267,3 @@ def _require_one_tokenizer(sources: Sequence[Shards]) -> None:
                 "tokenizers; prepare one with the other's, by tokenizer.path",
                 status=EXIT_BAD_INPUT,
             )
-
-
-def _windows(shards: Shards, seq_len: int) -> int:
-    return -(-shards.tokens // seq_len)
-
-
-def _window(shards: Shards, window: int, seq_len: int) -> npt.NDArray[np.int64]:
-    """Tokens of a window and the one after it: (≤ seq_len + 1,), empty beyond the end."""
-    return shards.read(window * seq_len, seq_len + 1)
-
-
-def _collate(
-    rows: Sequence[npt.NDArray[np.int64]], eod_id: int, seq_len: int, boundaries: bool
-) -> Batch:
-    """Stack windows: inputs padded with end-of-document, targets with −100."""
-    inputs = np.full((len(rows), seq_len), eod_id, dtype=np.int64)
-    targets = np.full((len(rows), seq_len), IGNORED, dtype=np.int64)
-    real = np.zeros(len(rows), dtype=np.int64)  # tokens of each row that are not padding
-    for row, tokens in enumerate(rows):
-        real[row] = min(len(tokens), seq_len)
-        inputs[row, : real[row]] = tokens[:seq_len]
-        targets[row, : max(len(tokens) - 1, 0)] = tokens[1:]
-    batch = {"input_ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
-    if boundaries:
-        batch |= _document_bounds(inputs, real, eod_id)
-    return batch
-
-
-def _document_bounds(
-    inputs: npt.NDArray[np.int64], real: npt.NDArray[np.int64], eod_id: int
-) -> Batch:
-    """Where documents begin in (B, T) inputs; a row's padding counts as one document."""
-    columns = np.arange(inputs.shape[1])
-    starts = np.zeros(inputs.shape, dtype=bool)
-    starts[:, 1:] = (inputs[:, :-1] == eod_id) & (columns[1:] <= real[:, None])
-    starts |= columns == real[:, None]
-    starts[:, 0] = True
-    bounds = np.append(np.flatnonzero(starts), inputs.size).astype(np.int32)
-    last_start = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
-    return {
-        "cu_seqlens": torch.from_numpy(bounds),
-        "position_ids": torch.from_numpy(columns - last_start),
-    }

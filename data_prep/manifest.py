@@ -81,6 +81,7 @@ class Manifest(_Record):
     dtype: Literal["uint16", "int32"]
     documents: int
     tokens: int
+    sentences: bool = False  # the sequences of the shards are sentences, not documents
     splits: dict[str, Counts]
     dropped: dict[str, int]
     tokenizer: TokenizerEntry

@@ -22,8 +22,8 @@ from data_prep.indexed import dtype_for
 from data_prep.manifest import Counts, FileEntry, Manifest, SourceEntry, TokenizerEntry
 from data_prep.plan import Plan, difference, input_files, make_plan
 from data_prep.progress import Progress
-from data_prep.sample import training_texts
 from data_prep.tokenizer import CONFIG_FILE, FILE, DocumentTokenizer, default_config
+from data_prep.training_text import training_texts
 from data_prep.unit import UnitReport, UnitTask, quarantine_path, report_path
 from data_prep.verify import size_problems
 from runtime.errors import UserError
@@ -184,6 +184,7 @@ def _commit(plan: Plan, reports: list[UnitReport]) -> Manifest:
         dtype=dtype_for(tokenizer.vocab_size),
         documents=sum(counts.documents for counts in splits.values()),
         tokens=sum(counts.tokens for counts in splits.values()),
+        sentences=plan.config.input.sentences,
         splits=splits,
         dropped=dict(dropped),
         tokenizer=TokenizerEntry(

@@ -14,8 +14,17 @@ from typing import Any
 import orjson
 
 from data_prep.atomic import file_sha256, write_atomic
-from data_prep.config import BUILTIN, DataPrepConfig, Format, expand, format_of, tokenizer_file
+from data_prep.config import (
+    BUILTIN,
+    DataPrepConfig,
+    Format,
+    TrainTokenizer,
+    expand,
+    format_of,
+    tokenizer_file,
+)
 from data_prep.manifest import SCHEMA
+from data_prep.tokenizer import CONFIG_FILE
 from runtime.errors import UserError
 
 GZIP_RATIO = 4  # text usually unpacks to about this many times its size
@@ -173,12 +182,22 @@ def _identity(config: DataPrepConfig, sources: Sequence[Source]) -> dict[str, An
     """What decides the output, as JSON. Workers and the error budget are not among it."""
     tokenizer: dict[str, Any]
     if config.tokenizer.path is None:
-        tokenizer = {"train": config.tokenizer.train.model_dump()}
+        train = config.tokenizer.train
+        tokenizer = {"train": train.model_dump(exclude={"special_tokens", "extra_tokens"})}
+        if train.extra_tokens or train.specials != TrainTokenizer(kind=train.kind).specials:
+            tokenizer["train"]["specials"] = list(train.specials)
     else:
         path = tokenizer_file(config.tokenizer.path)
         assert path is not None, "config.check refuses a missing tokenizer"
-        tokenizer = {"sha256": file_sha256(path), "eod": config.tokenizer.eod}
+        beside = path.with_name(CONFIG_FILE)  # says which token begins, ends and masks
+        tokenizer = {
+            "sha256": file_sha256(path),
+            "config_sha256": file_sha256(beside) if beside.exists() else None,
+            "eod": config.tokenizer.eod,
+        }
     reading = config.input.model_dump(include={"text_key", "document"})
+    if config.input.sentences:  # absent elsewhere, as in plans from before there was a choice
+        reading["sentences"] = True
     return {
         "schema": SCHEMA,
         "input": reading,

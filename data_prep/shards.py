@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from data_prep import manifest
 from data_prep.indexed import ShardReader
+from data_prep.samples import NO_SENTENCES
 from data_prep.verify import problems_of, size_problems
 from runtime.errors import UserError
 
@@ -74,6 +75,33 @@ class Shards:
     def eod_id(self) -> int:
         """The id that ends every document."""
         return self.manifest.tokenizer.eod_id
+
+    @property
+    def has_sentences(self) -> bool:
+        """Whether the data knows where sentences end (prepared with input.sentences)."""
+        return self.manifest.sentences
+
+    def sentence_ends(self, document: int) -> npt.NDArray[np.int64]:
+        """Where a document's sentences end, exclusive; the last is its length. () without index."""
+        if not self.has_sentences:
+            return NO_SENTENCES
+        shard = bisect_right(self._document_ends, document)
+        return self._reader(shard).sequence_ends(document - self._first(self._document_ends, shard))
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of every document, end-of-document tokens included. (documents,)"""
+        found = np.empty(len(self), np.int32)
+        for shard, end in enumerate(self._document_ends):
+            first = self._first(self._document_ends, shard)
+            found[first:end] = np.diff(self._reader(shard).ends, prepend=0)
+        return found
+
+    def token_range(self, document: int) -> range:
+        """Where a document lies in the stream of all the split's tokens."""
+        shard = bisect_right(self._document_ends, document)
+        number = document - self._first(self._document_ends, shard)
+        before, ends = self._first(self._token_ends, shard), self._reader(shard).ends
+        return range(before + (int(ends[number - 1]) if number else 0), before + int(ends[number]))
 
     def __len__(self) -> int:
         return self._document_ends[-1]

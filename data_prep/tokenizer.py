@@ -1,6 +1,8 @@
 """Text ↔ token ids. Nothing written inside a document is ever taken for a special token."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,21 @@ import numpy.typing as npt
 import orjson
 import tokenizers
 
+from data_prep import words
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 PIECE_CHARACTERS = 1 << 20  # one call's memory grows with the longest text in it
 GROUP_CHARACTERS = 4 << 20  # encoded at once
+_SPACE_MARK = "▁"  # SentencePiece's
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+# Byte-level tokenizers write a byte as the character of its number where that is visible, else
+# as the next free one from 256 on (Radford et al. 2019).
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(256 + number): byte for number, byte in enumerate(sorted({*range(256)} - {*_VISIBLE}))
+}
 _USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
@@ -23,10 +34,7 @@ class DocumentTokenizer:
 
     def __init__(self, directory: Path, eod: str | None = None) -> None:
         path = directory / FILE
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for whatever is wrong
-            raise UserError(f"{path}: not a usable tokenizer: {error}") from error
+        self._tokenizer = _open(directory)
         # A file may carry these from the run that made it; each of them would lose text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -50,6 +58,21 @@ class DocumentTokenizer:
             found.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
         return found
 
+    def encode_sentences(
+        self, texts: Sequence[Sequence[str]]
+    ) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
+        """Token ids of each text, made sentence by sentence, and where its sentences end.
+
+        The ends are exclusive; a sentence that gives no token has none.
+        """
+        encoded = iter(self.encode([sentence for text in texts for sentence in text]))
+        found = []
+        for text in texts:
+            parts = [next(encoded) for _ in text]
+            ends = np.cumsum([len(part) for part in parts if len(part)], dtype=np.int64)
+            found.append((np.concatenate(parts), ends))
+        return found
+
     def _encode_pieces(self, pieces: list[str]) -> Iterator[npt.NDArray[np.int32]]:
         """Ids of each piece, a few MiB of text at a time: an Encoding is 30–80 times its text."""
         start = 0
@@ -69,6 +92,126 @@ class DocumentTokenizer:
         """The text of token ids, special tokens written out."""
         text: str = self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
         return text
+
+
+class SpecialTokens:
+    """What an objective must know of a tokenizer: its special tokens, and what makes a word.
+
+    Read from a folder with tokenizer.json and tokenizer_config.json, as each prepared directory
+    is. `cls_id`, `sep_id`, `mask_id`, `pad_id` are None where the config names no such token;
+    `special_ids` are those, and all that tokenizer.json marks as special. Raises UserError for
+    files that cannot be used.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        directory = Path(directory)
+        self._tokenizer = _open(directory)
+        config = _read_config(directory)
+        roles = ("cls", "sep", "mask", "pad", "bos", "eos", "unk")
+        ids = {role: self.id_of(_role(config, f"{role}_token") or "") for role in roles}
+        self.cls_id, self.sep_id = ids["cls"], ids["sep"]
+        self.mask_id, self.pad_id = ids["mask"], ids["pad"]
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(
+            [number for number, token in added.items() if token.special]
+            + [number for number in ids.values() if number is not None]
+        )
+        self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(self._vocabulary.values())
+        self._spelling = _Spelling(orjson.loads((directory / FILE).read_bytes()))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name, such as <|fim_prefix|>; None where there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def texts(self, ids: npt.ArrayLike) -> list[str]:
+        """Each token's own text, without the mark or the space that says where a word begins."""
+        names = [self._tokenizer.id_to_token(number) or "" for number in np.asarray(ids).tolist()]
+        return [
+            name if number in self.special_ids else self._spelling.text(name)
+            for number, name in zip(np.asarray(ids).tolist(), names, strict=True)
+        ]
+
+    @cached_property
+    def continuations(self) -> npt.NDArray[np.bool_]:
+        """Which tokens continue a word. (vocab_size,)
+
+        WordPiece: those with its "##". Elsewhere those that begin, without a space, with a letter,
+        a digit or the like (`words.continues_word`): punctuation, and characters of scripts
+        without spaces, such as Chinese, begin a word of their own. A word's first token is among
+        them where no space precedes it, as after "(": `word_starts` knows these apart.
+        """
+        return self._flags(self._spelling.continues)
+
+    def word_starts(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Where words begin in rows of tokens. (…, n) → (…, n)
+
+        A token that continues a word does so only after one that ends in a letter or the like.
+        """
+        row = np.asarray(ids)
+        joins = np.zeros(row.shape, dtype=bool)
+        joins[..., 1:] = self._joined[row[..., :-1]]
+        starts: npt.NDArray[np.bool_] = ~(self.continuations[row] & (joins | self._glued[row]))
+        return starts
+
+    @cached_property
+    def _joined(self) -> npt.NDArray[np.bool_]:
+        return self._flags(self._spelling.can_be_continued)
+
+    @cached_property
+    def _glued(self) -> npt.NDArray[np.bool_]:
+        return self._flags(self._spelling.always_continues)
+
+    def _flags(self, judge: Callable[[str], bool]) -> npt.NDArray[np.bool_]:
+        flags = np.zeros(self.vocab_size, dtype=bool)
+        for token, number in self._vocabulary.items():
+            flags[number] = number not in self.special_ids and judge(token)
+        return flags
+
+
+class _Spelling:
+    """How a tokenizer.json writes the text of its tokens."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        model = content["model"]
+        self._prefix: str | None = None
+        if model["type"] == "WordPiece":
+            self._prefix = model["continuing_subword_prefix"]
+        parts = orjson.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+        self._is_byte_level = b'"ByteLevel"' in parts
+        self._has_space_marks = not self._is_byte_level and _SPACE_MARK.encode() in parts
+
+    def data(self, token: str) -> bytes:
+        """The UTF-8 that a token stands for."""
+        if self._is_byte_level:
+            # Added tokens are written plainly.
+            known = all(character in _BYTE_OF for character in token)
+            return bytes(_BYTE_OF[c] for c in token) if known else token.encode("utf-8")
+        if self._has_space_marks:
+            if _BYTE_TOKEN.fullmatch(token):
+                return bytes([int(token[3:5], 16)])
+            token = token.replace(_SPACE_MARK, " ")
+        return token.encode("utf-8")
+
+    def text(self, token: str) -> str:
+        if self._prefix:
+            return token.removeprefix(self._prefix)
+        return self.data(token).decode("utf-8", "replace").removeprefix(" ")
+
+    def continues(self, token: str) -> bool:
+        if self._prefix:
+            return token.startswith(self._prefix)
+        return words.continues_word(self.data(token))
+
+    def always_continues(self, token: str) -> bool:
+        """Whatever is before it."""
+        if self._prefix:
+            return token.startswith(self._prefix)
+        return words.is_inside_character(self.data(token))
+
+    def can_be_continued(self, token: str) -> bool:
+        return words.ends_in_word(self.data(token))
 
 
 def cut(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
@@ -108,16 +251,10 @@ def default_config(eod: str) -> dict[str, Any]:
 
 def _find_end(directory: Path, tokenizer: Any) -> str:
     """The token that ends a document: the configured eos or sep, else a usual name."""
-    try:
-        config = orjson.loads((directory / CONFIG_FILE).read_bytes())
-    except FileNotFoundError:
-        config = {}
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise UserError(f"{directory / CONFIG_FILE}: cannot be read: {error}") from error
+    config = _read_config(directory)
     for role in ("eos_token", "sep_token"):
-        token = config.get(role)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
+        token = _role(config, role)
+        if token is not None:
             return token
     for usual in _USUAL_ENDS:
         if tokenizer.token_to_id(usual) is not None:
@@ -126,6 +263,34 @@ def _find_end(directory: Path, tokenizer: Any) -> str:
         f"{directory / FILE}: no end-of-text token found; set tokenizer.eod",
         status=EXIT_BAD_INPUT,
     )
+
+
+def _open(directory: Path) -> Any:
+    path = directory / FILE
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong
+        raise UserError(f"{path}: not a usable tokenizer: {error}") from error
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json; empty where there is none."""
+    path = directory / CONFIG_FILE
+    try:
+        config = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(config).__name__}; mend it")
+    return config
+
+
+def _role(config: dict[str, Any], role: str) -> str | None:
+    token = config.get(role)
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 def _unknown_id(tokenizer: Any) -> int | None:

@@ -20,12 +20,10 @@ from tokenizers import (
 )
 
 from data_prep.atomic import write_atomic
-from data_prep.config import TrainTokenizer
+from data_prep.config import BERT_SPECIALS, EOD, UNKNOWN, TrainTokenizer
 from data_prep.tokenizer import CONFIG_FILE, FILE, cut, default_config
 from runtime.errors import UserError
 
-EOD, UNKNOWN = "<|endoftext|>", "<unk>"
-BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEFAULT_VOCAB_SIZE = 32768
 _BERT_ALPHABET = 8000  # single characters a WordPiece vocabulary may start from
 _CONTINUES = "##"
@@ -43,13 +41,19 @@ def train(options: TrainTokenizer, texts: Iterable[str], directory: Path) -> Non
     pieces = (piece for text in chain([first], rest) for piece in cut(text))
     size = options.vocab_size or DEFAULT_VOCAB_SIZE
     if options.kind == "char":
-        tokenizer = _train_characters(pieces, options.vocab_size)
-        config = default_config(EOD) | {"unk_token": UNKNOWN}
+        tokenizer = _train_characters(pieces, options)
     elif options.kind == "bpe":
-        tokenizer, config = _train_bpe(pieces, size, options), default_config(EOD)
+        tokenizer = _train_bpe(pieces, size, options)
     else:
         tokenizer = _train_wordpiece(pieces, size, options)
-        config = _bert_config(options.lowercase)
+    tokenizer.add_special_tokens(list(options.specials))
+    if options.is_bert:
+        tokenizer.post_processor = _bert_processor()
+        config = _bert_config(options)
+    else:
+        config = default_config(EOD) | ({"unk_token": UNKNOWN} if options.kind == "char" else {})
+    if options.extra_tokens:
+        config["extra_special_tokens"] = list(options.extra_tokens)
     write_atomic(directory / CONFIG_FILE, orjson.dumps(config, option=orjson.OPT_INDENT_2) + b"\n")
     write_atomic(directory / FILE, tokenizer.to_str(pretty=True).encode("utf-8"))
 
@@ -62,7 +66,7 @@ def _train_bpe(texts: Iterable[str], size: int, options: TrainTokenizer) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=options.min_frequency,
-        special_tokens=[EOD],
+        special_tokens=list(options.specials),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -70,19 +74,20 @@ def _train_bpe(texts: Iterable[str], size: int, options: TrainTokenizer) -> Any:
     return tokenizer
 
 
-def _train_characters(texts: Iterable[str], limit: int | None) -> Any:
+def _train_characters(texts: Iterable[str], options: TrainTokenizer) -> Any:
     """One token for each character. BPE without merges does it in one native pass."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
     by_count = sorted(counts, key=lambda character: (-counts[character], character))
-    kept = sorted(by_count if limit is None else by_count[: limit - 2])
-    vocabulary = {token: number for number, token in enumerate([EOD, UNKNOWN, *kept])}
+    limit = None if options.vocab_size is None else options.vocab_size - len(options.specials)
+    entries = [*options.specials, *sorted(by_count[:limit])]
+    vocabulary = {token: number for number, token in enumerate(entries)}
+    unknown = options.specials[1]  # after the end-of-text token, or BERT's padding
     tokenizer = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN, fuse_unk=False)
+        models.BPE(vocab=vocabulary, merges=[], unk_token=unknown, fuse_unk=False)
     )
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([EOD, UNKNOWN])
     return tokenizer
 
 
@@ -104,7 +109,7 @@ def _train_wordpiece(texts: Iterable[str], size: int, options: TrainTokenizer) -
     by_count = sorted(words, key=lambda character: (-counts[character], character))
     alphabet = by_count[: min(_BERT_ALPHABET, max(size // 2, 1))]
     continuing = [_CONTINUES + c for c in sorted(alphabet) if c in later and not _is_mark(c)]
-    needed = len(BERT_SPECIALS) + len(alphabet) + len(continuing)
+    needed = len(options.specials) + len(alphabet) + len(continuing)
     if size < needed:
         raise UserError(
             f"tokenizer.train.vocab_size={size} cannot hold the {needed} single characters "
@@ -115,7 +120,7 @@ def _train_wordpiece(texts: Iterable[str], size: int, options: TrainTokenizer) -
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=options.min_frequency,
-        special_tokens=[*BERT_SPECIALS, *continuing],
+        special_tokens=[*options.specials, *continuing],
         initial_alphabet=sorted(alphabet),
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=_CONTINUES,
@@ -135,21 +140,24 @@ def _bert_normalizer(lowercase: bool) -> Any:
 
 
 def _bert_tokenizer(vocabulary: dict[str, int], lowercase: bool) -> Any:
-    unknown, start, end = BERT_SPECIALS[1:4]
+    unknown = BERT_SPECIALS[1]
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary, unk_token=unknown, continuing_subword_prefix=_CONTINUES)
     )
     tokenizer.normalizer = _bert_normalizer(lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix=_CONTINUES)
-    tokenizer.add_special_tokens(list(BERT_SPECIALS))
-    tokenizer.post_processor = processors.BertProcessing(
-        (end, vocabulary[end]), (start, vocabulary[start])
-    )
     return tokenizer
 
 
-def _bert_config(lowercase: bool) -> dict[str, Any]:
+def _bert_processor() -> Any:
+    """[CLS] text [SEP], and [CLS] one [SEP] other [SEP] for a pair."""
+    start, end = BERT_SPECIALS[2:4]
+    ids = [(token, BERT_SPECIALS.index(token)) for token in (end, start)]
+    return processors.BertProcessing(*ids)
+
+
+def _bert_config(options: TrainTokenizer) -> dict[str, Any]:
     pad, unknown, start, end, mask = BERT_SPECIALS
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -158,7 +166,7 @@ def _bert_config(lowercase: bool) -> dict[str, Any]:
         "cls_token": start,
         "sep_token": end,
         "mask_token": mask,
-        "do_lower_case": lowercase,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000_000,
+        **({"do_lower_case": options.lowercase} if options.kind == "wordpiece" else {}),
     }

@@ -4,6 +4,7 @@ The report is published last. A unit counts as done when its report is there.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import orjson
 import pydantic
 
 from data_prep.atomic import write_atomic
-from data_prep.indexed import ShardWriter
+from data_prep.indexed import ShardWriter, Tokens
 from data_prep.manifest import Counts, ShardEntry
 from data_prep.plan import Plan, Unit
 from data_prep.readers import BadRecord, Document, SegmentReader
+from data_prep.sentences import sentences
 from data_prep.split import Splitter
 from data_prep.tokenizer import DocumentTokenizer
 from runtime.errors import UserError
@@ -126,8 +128,13 @@ class _Run:
     def _flush(self, stack: ExitStack) -> None:
         """Tokenise the batch and append it to the shards."""
         tokenizer = self._tokenizer
-        encoded = tokenizer.encode([text for _, _, text in self._batch])
-        for (record, split, text), ids in zip(self._batch, encoded, strict=True):
+        texts = [text for _, _, text in self._batch]
+        encoded: Iterable[tuple[Tokens, Tokens | None]]
+        if self._plan.config.input.sentences:
+            encoded = tokenizer.encode_sentences([sentences(text) for text in texts])
+        else:
+            encoded = ((ids, None) for ids in tokenizer.encode(texts))
+        for (record, split, text), (ids, ends) in zip(self._batch, encoded, strict=True):
             if not len(ids):
                 bad = BadRecord(record.source, record.line, "no_tokens", text[:160])
                 self._bad.append(bad)
@@ -136,7 +143,9 @@ class _Run:
                 name = f"{split}_{self._unit.index:05d}"
                 writer = ShardWriter(self._plan.output, name, split, tokenizer.vocab_size)
                 self._writers[split] = stack.enter_context(writer)
-            self._writers[split].add(np.append(ids, np.int32(tokenizer.eod_id)))
+            if ends is not None:
+                ends[-1] += 1  # the end-of-document token belongs to the last sentence
+            self._writers[split].add(np.append(ids, np.int32(tokenizer.eod_id)), ends)
             unknown = (
                 0 if tokenizer.unknown_id is None else int((ids == tokenizer.unknown_id).sum())
             )

@@ -85,6 +85,11 @@ def _structure(directory: Path, listed: Manifest, shard: ShardEntry) -> Iterator
             f"{shard.documents} and {shard.tokens}"
         )
         return
+    if reader.sequences < len(reader) or (not listed.sentences and reader.sequences != len(reader)):
+        yield (
+            f"{path.with_suffix('.idx')}: lists {reader.sequences} sequences for {len(reader)} "
+            f"documents, {'with' if listed.sentences else 'without'} a sentence index"
+        )
     for start in range(0, len(reader.tokens), _CHUNK):
         part = reader.tokens[start : start + _CHUNK]
         if int(part.min()) < 0 or int(part.max()) >= listed.tokenizer.vocab_size:

@@ -31,6 +31,7 @@ def test_preparing_and_reading_need_no_torch(tmp_path):
         "import sys; from data_prep.__main__ import main;"
         f"r = main(['run', 'input.paths={tmp_path}/x.jsonl', 'output={tmp_path}/out',"
         "'tokenizer.train.vocab_size=300']);"
+        "import data_prep.packing, data_prep.samples, data_prep.windows;"
         f"from data_prep import Shards; n = len(Shards('{tmp_path}/out'));"
         "heavy = {'torch', 'transformers'} & set(sys.modules);"
         "sys.exit(f'loaded {heavy}' if heavy or r or n != 30 else 0)"
