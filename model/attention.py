@@ -1,12 +1,17 @@
-"""Causal self-attention, its mask and its key/value cache."""
+"""Self-attention with grouped heads, and its key/value cache."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import buckets
 from model.config import ModelConfig
-from model.init import residual_std
-from model.layers import Linear, Rotary, rotate
+from model.layers import Linear, RMSNorm
+from model.rotary import Rotary, rotate
+from model.visibility import Visibility
+
+# Families whose classes drop attention weights only.
+DROPS_ATTENTION_ONLY = ("llama", "qwen3")
 
 
 class KVCache:
@@ -37,58 +42,6 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-def document_layout(cu_seqlens: Tensor, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
-    """Say which packed document each token is in, and where in it, both (B, T) int64.
-
-    `cu_seqlens` holds the boundaries over the B·T flattened tokens: 0, end of document 1, …, B·T.
-    Repeated boundaries are allowed, so that the tensor can have a fixed size. A row's end always
-    ends a document too: rows never see one another.
-    """
-    total = batch_size * seq_len
-    # A device tensor is not read back: that would stall the GPU in every step.
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        bounds = cu_seqlens.tolist()
-        if bounds[:1] != [0] or bounds[-1:] != [total] or bounds != sorted(bounds):
-            raise ValueError(
-                f"cu_seqlens: got {str(bounds)[:80]}, expected boundaries that rise from 0 to B·T ="
-                f" {total}; count them over the flattened batch"
-            )
-    token = torch.arange(total, device=cu_seqlens.device)
-    document = torch.searchsorted(cu_seqlens.to(torch.int64), token, right=True)
-    start = cu_seqlens.to(torch.int64)[document - 1]
-    row_start = token - token % seq_len
-    position = token - torch.maximum(start, row_start)
-    return document.view(batch_size, seq_len), position.view(batch_size, seq_len)
-
-
-def attention_mask_for(
-    q_len: int,
-    kv_len: int,
-    device: torch.device,
-    attention_mask: Tensor | None = None,
-    documents: Tensor | None = None,
-) -> Tensor | None:
-    """Combine causality, padding (B, kv_len) and packed documents (B, kv_len) into one mask.
-
-    Returns (B or 1, 1, q_len, kv_len), True where a query may look, or None when causality alone
-    decides, so that the fast path of SDPA applies.
-    """
-    if attention_mask is None and documents is None and (q_len in (1, kv_len)):
-        return None
-    query = torch.arange(kv_len - q_len, kv_len, device=device)[:, None]  # (q_len, 1)
-    key = torch.arange(kv_len, device=device)[None, :]  # (1, kv_len)
-    allowed = (key <= query)[None, None]  # (1, 1, q_len, kv_len)
-    if documents is not None:
-        same = documents[:, kv_len - q_len :, None] == documents[:, None, :]
-        allowed = allowed & same[:, None]
-    if attention_mask is not None:
-        # A padding token may see itself: a query with nothing to look at has an undefined softmax,
-        # and the NaN it returns on some backends would reach every weight through the gradient.
-        visible = attention_mask.to(torch.bool)[:, None, None, :] | (key == query)
-        allowed = allowed & visible
-    return allowed
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with grouped key/value heads and one packed QKV matrix."""
 
@@ -97,32 +50,61 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        self.window = config.window_of(layer)
         self.dropout = config.dropout
-        # Llama's class drops attention weights only.
-        self.residual_dropout = config.dropout if config.family == "gpt2" else 0.0
+        drops_residual = config.family not in DROPS_ATTENTION_ONLY
+        self.residual_dropout = config.dropout if drops_residual else 0.0
         width = config.n_heads * config.head_dim
         # Rows: queries of all heads, then keys, then values. One tensor, because DeepSpeed's hooks
         # cost time per tensor.
         packed = width + 2 * config.n_kv_heads * config.head_dim
-        self.qkv = Linear(config.d_model, packed, bias=config.bias, std=config.init_std)
-        self.output = Linear(width, config.d_model, bias=config.bias, std=residual_std(config))
+        self.qkv = Linear(config, config.d_model, packed, bias=config.bias, role="hidden")
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.normalises_qk = config.qk_norm
+        self.output = Linear(config, width, config.d_model, bias=config.bias, role="residual")
 
     def forward(
         self,
         x: Tensor,
         rotary: Rotary | None,
-        mask: Tensor | None,
+        visibility: Visibility,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Map (B, T, d_model) to (B, T, d_model); `mask` as from `attention_mask_for`."""
+        """Map (B, T, d_model) to (B, T, d_model)."""
         batch_size, seq_len, _ = x.shape
         packed = self.qkv(x).view(batch_size, seq_len, -1, self.head_dim)  # (B, T, H+2·Hkv, hd)
         q, k, v = packed.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        if self.normalises_qk:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        y = self._attend(q, k, v, visibility, cache).reshape(batch_size, seq_len, -1)
+        out: Tensor = self.output(y)  # (B, T, H·hd) → (B, T, d)
+        return F.dropout(out, self.residual_dropout, self.training)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, cache: KVCache | None
+    ) -> Tensor:
+        """Mix the values: q (B, T, H, hd), k and v (B, T, Hkv, hd) to (B, T, H, hd)."""
+        dropout = self.dropout if self.training else 0.0
+        if visibility.buckets is not None:
+            return buckets.attend(
+                q.flatten(0, 1),
+                k.flatten(0, 1),
+                v.flatten(0, 1),
+                visibility.buckets,
+                causal=visibility.causal,
+                local=self.window is not None,
+                dropout=dropout,
+            )
+        if visibility.cu_seqlens is not None:
+            return self._attend_varlen(q, k, v, visibility)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, hd)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
+        mask = visibility.mask_of(self.window)
         groups = self.n_heads // self.n_kv_heads
         if groups > 1 and mask is not None:
             # With a mask, SDPA's fused backends take grouped heads on few devices only; the
@@ -134,10 +116,42 @@ class Attention(nn.Module):
             k,
             v,
             attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and seq_len > 1,
+            dropout_p=dropout,
+            is_causal=visibility.causal and mask is None and q.shape[2] > 1,
             enable_gqa=groups > 1,
         )
-        y = y.transpose(1, 2).reshape(batch_size, seq_len, -1)  # (B, T, H·hd)
-        out: Tensor = self.output(y)
-        return F.dropout(out, self.residual_dropout, self.training)
+        return y.transpose(1, 2)
+
+    def _attend_varlen(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
+        """The same on a GPU, by the kernel that takes the documents' boundaries."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        half = None if self.window is None else self.window // 2
+        if visibility.causal:
+            window = (-1 if self.window is None else self.window - 1, 0)
+        else:
+            window = (-1, -1) if half is None else (half, half)
+        groups = self.n_heads // self.n_kv_heads
+        if groups > 1:
+            k, v = (t.repeat_interleave(groups, dim=2) for t in (k, v))
+        bounds, longest = visibility.cu_seqlens, q.shape[1]
+        assert bounds is not None
+        q, k, v = (t.flatten(0, 1).contiguous() for t in (q, k, v))  # (B·T, H, hd)
+        y = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=window)
+        assert isinstance(y, Tensor)
+        return y
+
+
+def can_attend_varlen(x: Tensor, config: ModelConfig, *, training: bool) -> bool:
+    """Whether torch's variable-length kernel computes this model's attention on x's device."""
+    if x.device.type != "cuda" or x.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if config.head_dim % 8 or config.head_dim > 256 or (training and config.dropout > 0):
+        return False
+    try:
+        from inspect import signature
+
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in signature(varlen_attn).parameters  # torch 2.11 and later

@@ -1,50 +1,81 @@
 """The shape of a model, as data. Imports no torch, so that launchers start fast."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Family = Literal["gpt2", "llama"]
-Norm = Literal["layernorm", "rmsnorm"]
-Positions = Literal["learned", "rotary"]
-Mlp = Literal["gelu_tanh", "swiglu"]
-Head = Literal["causal_lm", "sequence"]
+from model.config_checks import problems_of_family, problems_of_shape
+from model.families import (
+    FAMILIES,
+    GATED,
+    HEADS,
+    TRAITS,
+    Family,
+    Mlp,
+    Norm,
+    NormPlace,
+    Pooling,
+    Positions,
+    Traits,
+)
 
-FAMILIES: tuple[str, ...] = get_args(Family)
-HEADS: tuple[str, ...] = get_args(Head)
-
-
-class FamilyTraits(NamedTuple):
-    """What a family's Hugging Face class fixes (`bias=None`: the class leaves it open)."""
-
-    norm: Norm
-    positions: Positions
-    mlp: Mlp
-    bias: bool | None
-    tie_embeddings: bool  # default only; both classes allow both
-    head_dim_is_free: bool
+__all__ = ["FAMILIES", "HEADS", "TRAITS", "ModelConfig", "RopeScaling", "error_line"]
 
 
-TRAITS: dict[str, FamilyTraits] = {
-    "gpt2": FamilyTraits("layernorm", "learned", "gelu_tanh", True, True, False),
-    "llama": FamilyTraits("rmsnorm", "rotary", "swiglu", None, False, True),
-}
+class RopeScaling(BaseModel):
+    """How rotary frequencies are stretched for texts longer than those of training.
+
+    linear: all divided by `factor` (Chen et al. 2023). llama3: only those that turn less than
+    `low_freq_factor` times in the original context, blended up to `high_freq_factor` (Llama 3.1).
+    yarn: blended between `beta_fast` and `beta_slow` turns, and attention scaled by
+    `attention_factor`, default 0.1·ln(factor) + 1 (Peng et al. 2023).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float = Field(ge=1)
+    original_max_seq_len: int | None = Field(default=None, ge=1)
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    beta_fast: float = Field(default=32.0, gt=0)
+    beta_slow: float = Field(default=1.0, gt=0)
+    attention_factor: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_context(self) -> "RopeScaling":
+        if self.kind != "linear" and self.original_max_seq_len is None:
+            raise ValueError(f"original_max_seq_len: missing, and kind={self.kind!r} needs it")
+        return self
 
 
-def _traits(data: dict[str, Any]) -> FamilyTraits:
+def _traits(data: dict[str, Any]) -> Traits:
     # A wrong family is reported by its own field; until then any traits do.
     return TRAITS.get(data.get("family", ""), TRAITS["gpt2"])
 
 
+def _of_family(key: str) -> Any:
+    """The default of a key that the family decides."""
+    return lambda data: _traits(data).defaults[key]
+
+
 def _default_d_ff(data: dict[str, Any]) -> int:
     d_model = int(data.get("d_model", 1))
-    if _traits(data).mlp == "swiglu":
+    if data.get("mlp", "gelu") in GATED:
         # Three matrices instead of two: 8/3 · d_model keeps the parameter count of 4 · d_model
         # (Shazeer 2020, "GLU Variants"), rounded up to a multiple that tensor cores like.
         multiple = 256 if d_model >= 512 else 32
         return -(-8 * d_model // (3 * multiple)) * multiple
     return 4 * d_model
+
+
+def _default_sliding_layers(data: dict[str, Any]) -> tuple[int, ...]:
+    """Every layer; in ModernBERT all but each third (Warner et al. 2024, §2.1.2)."""
+    if data.get("sliding_window") is None:
+        return ()
+    every = range(int(data.get("n_layers", 0)))
+    return tuple(i for i in every if data.get("family") != "modernbert" or i % 3)
 
 
 class ModelConfig(BaseModel):
@@ -57,7 +88,8 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     family: Family = Field(
-        description="architecture; maps onto the Hugging Face model_type of the same name"
+        description="architecture; maps onto the Hugging Face model_type of the same name. custom:"
+        " every switch is free, and transformers has no class for it"
     )
     n_layers: int = Field(ge=1, description="Transformer blocks")
     n_heads: int = Field(ge=1, description="query heads per layer")
@@ -76,40 +108,113 @@ class ModelConfig(BaseModel):
         ge=1,
         description="width of one head (default: d_model / n_heads)",
     )
-    d_ff: int = Field(
-        default_factory=_default_d_ff,
-        ge=1,
-        description="inner width of the MLP (default: 4·d_model; with swiglu 8/3·d_model, rounded)",
+    causal: bool = Field(
+        default_factory=_of_family("causal"),
+        description="a token sees those before it (GPT), or all (BERT) (default: the family's)",
     )
     norm: Norm = Field(
-        default_factory=lambda data: _traits(data).norm,
-        description="normalisation before attention, MLP and output (default: the family's)",
+        default_factory=_of_family("norm"),
+        description="kind of normalisation (default: the family's)",
     )
-    norm_eps: float = Field(default=1e-5, gt=0, description="added to the variance in every norm")
+    norm_place: NormPlace = Field(
+        default_factory=_of_family("norm_place"),
+        description="pre: before attention and MLP; post: after the sum (default: the family's)",
+    )
+    norm_eps: float = Field(
+        default_factory=_of_family("norm_eps"),
+        gt=0,
+        description="added to the variance in every norm (default: the family's)",
+    )
+    norm_bias: bool = Field(
+        default_factory=_of_family("norm_bias"),
+        description="bias vectors in layer norms (default: the family's)",
+    )
+    embedding_norm: bool = Field(
+        default_factory=_of_family("embedding_norm"),
+        description="a norm right after the embeddings (default: the family's)",
+    )
     positions: Positions = Field(
-        default_factory=lambda data: _traits(data).positions,
+        default_factory=_of_family("positions"),
         description="how positions enter (default: the family's)",
     )
     rope_theta: float = Field(
-        default=10000.0, gt=0, description="base of the rotary frequencies; unused when learned"
+        default_factory=_of_family("rope_theta"),
+        gt=0,
+        description="base of the rotary frequencies (default: the family's)",
+    )
+    rope_theta_local: float | None = Field(
+        default_factory=_of_family("rope_theta_local"),
+        gt=0,
+        description="the same in layers with a sliding window (default: the family's, or"
+        " rope_theta)",
+    )
+    rope_scaling: RopeScaling | None = Field(
+        default=None, description="stretches rotary frequencies: {kind, factor, …}"
+    )
+    sliding_window: int | None = Field(
+        default_factory=_of_family("sliding_window"),
+        ge=2,
+        description="tokens that a token sees in a sliding layer: itself and those before it, or"
+        " half on each side where not causal (default: the family's)",
+    )
+    sliding_layers: tuple[int, ...] = Field(
+        default_factory=_default_sliding_layers,
+        description="layers with the sliding window, counted from 0 (default: all; modernbert: all"
+        " but each third)",
+    )
+    qk_norm: bool = Field(
+        default_factory=_of_family("qk_norm"),
+        description="RMS norm of each query and key head (default: the family's)",
     )
     mlp: Mlp = Field(
-        default_factory=lambda data: _traits(data).mlp,
-        description="kind of MLP (default: the family's)",
+        default_factory=_of_family("mlp"), description="kind of MLP (default: the family's)"
+    )
+    d_ff: int = Field(
+        default_factory=_default_d_ff,
+        ge=1,
+        description="inner width of the MLP (default: 4·d_model; gated 8/3·d_model, rounded)",
     )
     bias: bool = Field(
-        default_factory=lambda data: bool(_traits(data).bias),
+        default_factory=_of_family("bias"),
         description="bias vectors in attention and MLP (default: the family's)",
     )
+    mlp_bias: bool = Field(
+        default_factory=lambda data: data.get("family") != "qwen3" and data.get("bias", False),
+        description="bias vectors in the MLP (default: as bias; qwen3: none)",
+    )
+    type_vocab_size: int = Field(
+        default_factory=_of_family("type_vocab_size"),
+        ge=0,
+        description="rows of the segment embedding, 0 for none (default: the family's)",
+    )
     tie_embeddings: bool = Field(
-        default_factory=lambda data: _traits(data).tie_embeddings,
+        default_factory=_of_family("tie_embeddings"),
         description="output matrix = token embedding (default: the family's)",
+    )
+    logit_softcap: float | None = Field(
+        default=None, gt=0, description="logits become cap·tanh(logits / cap)"
+    )
+    pooling: Pooling = Field(
+        default_factory=_of_family("pooling"),
+        description="the token that stands for a text in a sequence head (default: the family's)",
+    )
+    vocab_multiple: int = Field(
+        default=1,
+        ge=1,
+        description="rows of the embedding in memory are rounded up to this multiple, which GPUs"
+        " like (64); never seen outside",
+    )
+    mup_base_width: int | None = Field(
+        default=None,
+        ge=1,
+        description="maximal update parametrisation: the d_model at which optim.lr and init_std"
+        " were tuned",
     )
     dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="dropout probability; gpt2: embeddings, attention, residual; llama: attention",
+        description="dropout probability: embeddings, attention, residual; llama, qwen3: attention",
     )
     init_std: float = Field(
         default=0.02, gt=0, description="standard deviation of the initial weights"
@@ -138,57 +243,53 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
-        problems = [*self._shape_problems(), *self._family_problems()]
+        problems = [*problems_of_shape(self), *problems_of_family(self)]
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
-    def _shape_problems(self) -> list[str]:
-        problems = []
-        if self.d_model % self.n_heads:
-            # Llama's class demands this even when head_dim is given.
-            problems.append(
-                f"n_heads: got {self.n_heads}, expected a divisor of d_model={self.d_model};"
-                f" use {_nearest_divisor(self.d_model, self.n_heads)}"
-            )
-        if self.n_heads % self.n_kv_heads:
-            problems.append(
-                f"n_kv_heads: got {self.n_kv_heads}, expected a divisor of n_heads={self.n_heads};"
-                f" use {_nearest_divisor(self.n_heads, self.n_kv_heads)}"
-            )
-        if self.positions == "rotary" and self.head_dim % 2:
-            problems.append(
-                f"head_dim: got {self.head_dim}, expected an even number because rotary positions"
-                f" turn pairs; set head_dim={self.head_dim + 1} or change n_heads"
-            )
-        ids = self.id2label
-        if ids is not None and sorted(ids) != list(range(self.num_labels)):
-            problems.append(
-                f"id2label: got keys {sorted(ids)[:8]}, expected 0 … {self.num_labels - 1} because"
-                f" num_labels={self.num_labels}; name every class or leave id2label out"
-            )
-        return problems
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return self.causal
 
-    def _family_problems(self) -> list[str]:
-        traits = TRAITS[self.family]
-        problems = [
-            f"{key}: got {getattr(self, key)!r}, expected {value!r} because the Hugging Face class"
-            f" of family={self.family!r} has no other; leave {key} out or choose another family"
-            for key, value in traits._asdict().items()
-            if key in ("norm", "positions", "mlp", "bias")
-            and value is not None
-            and getattr(self, key) != value
-        ]
-        if not traits.head_dim_is_free:
-            own = {"n_kv_heads": self.n_heads, "head_dim": max(1, self.d_model // self.n_heads)}
-            problems += [
-                f"{key}: got {getattr(self, key)}, expected {value} because the Hugging Face"
-                f" class of family={self.family!r} derives it; leave {key} out, or use"
-                f" family='llama'"
-                for key, value in own.items()
-                if getattr(self, key) != value and self.d_model % self.n_heads == 0
-            ]
-        return problems
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that this family's Hugging Face classes have."""
+        heads = TRAITS[self.family].heads
+        if self.family == "custom":
+            wrong = ("masked_lm", "pretraining") if self.causal else ("causal_lm",)
+            return tuple(head for head in heads if head not in wrong)
+        return heads
+
+    @property
+    def lm_head(self) -> str:
+        """The head that this model is pretrained with, where none is named."""
+        return "causal_lm" if self.causal else "masked_lm"
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the token embedding in memory."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def position_offset(self) -> int:
+        """Rows of the position embedding before position 0: RoBERTa counts from its padding id."""
+        return (self.pad_token_id or 0) + 1 if self.family == "roberta" else 0
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.mlp in GATED
+
+    @property
+    def width_ratio(self) -> float:
+        """How much wider than the model whose learning rate this is (muP); 1 without."""
+        return self.d_model / (self.mup_base_width or self.d_model)
+
+    def window_of(self, layer: int) -> int | None:
+        """The sliding window of a layer, or None where it sees everything."""
+        return self.sliding_window if layer in self.sliding_layers else None
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -196,11 +297,6 @@ class ModelConfig(BaseModel):
         if self.eos_token_id is None:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    return min(divisors, key=lambda n: (abs(n - wanted), n))
 
 
 def error_line(error: ValidationError) -> str:

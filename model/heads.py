@@ -1,6 +1,6 @@
 """What a model predicts: heads on the shared trunk, and their losses."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.attention import KVCache
 from model.config import HEADS, ModelConfig
 from model.kernels import linear_cross_entropy
-from model.layers import Linear
+from model.layers import ACTIVATIONS, Linear, make_norm
 from model.presets import preset
 from model.transformer import Transformer
 
@@ -17,14 +17,19 @@ IGNORE_INDEX = -100  # Hugging Face's mark for a token that is not predicted
 
 
 class Output(NamedTuple):
-    """What a forward pass returns.
+    """What a forward pass returns; None where it was not asked for.
 
     A named tuple and not a dataclass: DeepSpeed's ZeRO-3 hooks find tensors in tuples and dicts
     only.
     """
 
-    logits: Tensor | None
-    loss: Tensor | None
+    logits: Tensor | None = None
+    loss: Tensor | None = None  # fp32; the sum of the two below where there are two
+    token_loss: Tensor | None = None  # mean over the predicted tokens
+    pair_loss: Tensor | None = None  # mean over the pairs
+    pair_logits: Tensor | None = None  # (B, 2)
+    n_correct: Tensor | None = None  # predicted tokens whose likeliest class is right
+    n_pairs_correct: Tensor | None = None
 
 
 class Model(nn.Module):
@@ -39,24 +44,59 @@ class Model(nn.Module):
         self.trunk = Transformer(config)
 
 
-class CausalLM(Model):
-    """Predicts the next token."""
-
-    head = "causal_lm"
+class LanguageModel(Model):
+    """A head over the vocabulary, its matrix the token embedding's own where they are tied."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         if not config.tie_embeddings:
             self.unembedding = Linear(
-                config.d_model, config.vocab_size, bias=False, std=config.init_std
+                config, config.d_model, config.padded_vocab_size, bias=False, role="output"
             )
 
     def output_weight(self) -> Tensor:
-        """Return the output matrix (V, d_model), the token embedding's own where they are tied."""
+        """Return the output matrix (rows in memory, d_model)."""
         # Read in each pass and not stored twice: `to_empty` and meta construction cut shared
         # parameters.
         source = self.trunk.token_embedding if self.config.tie_embeddings else self.unembedding
         return source.weight
+
+    def output_bias_in_memory(self) -> Tensor | None:
+        """Return the bias of the output, as long as the matrix in memory, or None."""
+        return None
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return linear_cross_entropy.logits(
+            hidden,
+            self.output_weight(),
+            bias=self.output_bias_in_memory(),
+            vocab_size=self.config.vocab_size,
+            softcap=self.config.logit_softcap,
+        )
+
+    def _score(self, hidden: Tensor, targets: Tensor) -> Output:
+        """Loss of hidden states (N, d) at targets (N,); outside training also how many are hit."""
+        if not self.training:
+            logits = self._logits(hidden)
+            hits = (logits.argmax(-1) == targets).sum()
+            loss = cross_entropy(logits, targets)
+            return Output(loss=loss, token_loss=loss, n_correct=hits)
+        loss = linear_cross_entropy.reference(
+            hidden,
+            self.output_weight(),
+            targets,
+            bias=self.output_bias_in_memory(),
+            vocab_size=self.config.vocab_size,
+            softcap=self.config.logit_softcap,
+            ignore_index=IGNORE_INDEX,
+        )
+        return Output(loss=loss, token_loss=loss)
+
+
+class CausalLM(LanguageModel):
+    """Predicts the next token."""
+
+    head = "causal_lm"
 
     def forward(
         self,
@@ -64,9 +104,12 @@ class CausalLM(Model):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        token_type_ids: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
+        prefix_mask: Tensor | None = None,
         labels: Tensor | None = None,
         targets: Tensor | None = None,
+        rows: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Output:
         """Compute logits (B, T, V), or the loss alone when `targets` is given.
@@ -75,44 +118,72 @@ class CausalLM(Model):
         predicted.
         targets: (B, T) next tokens, already aligned with the inputs, -100 not predicted; then the
         logits are None, and are never held in memory where the fused kernel runs.
+        rows: (N,) int64, where in the flattened targets those to predict are; without it the loss
+        goes over all of them.
         The loss is an fp32 mean over the predicted tokens. The rest as in `Transformer.forward`.
         """
         if labels is not None and targets is not None:
             raise ValueError("labels and targets: got both, expected at most one; drop either")
         hidden = self.trunk(
-            input_ids, attention_mask, position_ids, cu_seqlens=cu_seqlens, cache=cache
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids=token_type_ids,
+            cu_seqlens=cu_seqlens,
+            prefix_mask=prefix_mask,
+            cache=cache,
         )
         if targets is not None:
-            return Output(None, self._loss(hidden, targets))
-        logits = F.linear(hidden, self.output_weight())
+            return self._score(*_pick(hidden, targets, rows))
+        logits = self._logits(hidden)
         if labels is None:
-            return Output(logits, None)
+            return Output(logits)
         shifted = F.pad(
             labels[:, 1:], (0, 1), value=IGNORE_INDEX
         )  # (B, T): position t predicts t+1
         if cu_seqlens is not None:
             shifted = _without_next_document(shifted, cu_seqlens)
-        return Output(logits, _cross_entropy(logits, shifted))
-
-    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return linear_cross_entropy.reference(
-            hidden.flatten(0, 1), self.output_weight(), targets.flatten(), ignore_index=IGNORE_INDEX
-        )
+        return Output(logits, cross_entropy(logits, shifted))
 
 
-class SequenceClassifier(Model):
-    """Classifies a whole text by its last token, as Hugging Face's GPT-2 and Llama classes do."""
-
-    head = "sequence"
+class Transform(nn.Module):
+    """norm(activation(dense(x))), between trunk and output in BERT's heads (Devlin et al. 2019)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        if config.num_labels < 2:
-            raise ValueError(
-                f"num_labels: got {config.num_labels}, expected 2 or more; regression is not"
-                " supported"
-            )
+        super().__init__()
+        is_modern = config.family == "modernbert"
+        d = config.d_model
+        self.dense = Linear(
+            config, d, d, bias=not is_modern, role="residual" if is_modern else "head"
+        )
+        # RoBERTa's and ModernBERT's are fixed; BERT's follows the MLP's.
+        follows = config.family == "bert" and not config.is_gated
+        self.activation = ACTIVATIONS[config.mlp if follows else "gelu"]
+        self.norm = make_norm(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, d) to (…, d)."""
+        out: Tensor = self.norm(self.activation(self.dense(x)))
+        return out
+
+
+class MaskedLM(LanguageModel):
+    """Predicts masked tokens from both sides."""
+
+    head = "masked_lm"
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.score = Linear(config.d_model, config.num_labels, bias=False, std=config.init_std)
+        self.transform = Transform(config)
+        self.output_bias = nn.Parameter(torch.zeros(config.padded_vocab_size))
+
+    def reset_parameters(self) -> None:
+        """Zero the output's bias."""
+        nn.init.zeros_(self.output_bias)
+
+    def output_bias_in_memory(self) -> Tensor | None:
+        """Return the bias of the output (rows in memory,)."""
+        return self.output_bias
 
     def forward(
         self,
@@ -120,34 +191,110 @@ class SequenceClassifier(Model):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        token_type_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         labels: Tensor | None = None,
+        targets: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Output:
-        """Compute logits (B, num_labels) and, from class numbers `labels` (B,), the loss."""
-        hidden = self.trunk(input_ids, attention_mask, position_ids)  # (B, T, d)
-        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        logits = self.score(hidden[rows, self._last_token(input_ids, attention_mask)])
-        return Output(logits, None if labels is None else _cross_entropy(logits, labels))
+        """Compute logits (B, T, V), or the loss alone when `targets` is given.
 
-    def _last_token(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Find the column (B,) of each row's last token that is not padding."""
-        column = torch.arange(input_ids.shape[1], device=input_ids.device)
-        pad = self.config.pad_token_id
-        if pad is not None:
-            # By token and not by mask, as Hugging Face does: where pad = eos the text's own eos
-            # counts as padding there, and a classifier trained there must be read the same way
-            # here.
-            return (column * (input_ids != pad)).argmax(-1)
-        if attention_mask is not None:
-            return (column * attention_mask.to(torch.bool)).argmax(-1)
-        if input_ids.shape[0] == 1:
-            return column[-1:]
-        raise ValueError(
-            f"input_ids: got {input_ids.shape[0]} texts and no way to tell padding; set"
-            " pad_token_id in the model's config or pass attention_mask"
+        labels, targets: (B, T) the masked tokens, -100 not predicted. With targets the head is
+        computed on the predicted tokens only: `rows` (N,), where they are in the flattened targets,
+        saves a GPU the wait for their number.
+        The loss is an fp32 mean over the predicted tokens. The rest as in `Transformer.forward`.
+        """
+        hidden = self.trunk(
+            input_ids,
+            attention_mask,
+            position_ids,
+            token_type_ids=token_type_ids,
+            cu_seqlens=cu_seqlens,
+        )
+        return self._predict(hidden, labels, targets, rows)
+
+    def _predict(
+        self, hidden: Tensor, labels: Tensor | None, targets: Tensor | None, rows: Tensor | None
+    ) -> Output:
+        if targets is not None:
+            if rows is None:
+                rows = (targets.flatten() != IGNORE_INDEX).nonzero()[:, 0]
+            picked, wanted = _pick(hidden, targets, rows)
+            return self._score(self.transform(picked), wanted)
+        logits = self._logits(self.transform(hidden))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return Output(logits, loss, loss)
+
+
+class Pooler(nn.Module):
+    """tanh(dense(first token)), BERT's summary of a text (Devlin et al. 2019)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config, config.d_model, config.d_model, bias=True, role="head")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map (B, d) to (B, d)."""
+        return torch.tanh(self.dense(hidden))
+
+
+class Pretraining(MaskedLM):
+    """Predicts masked tokens and whether two sentences belong together, as BERT was trained."""
+
+    head = "pretraining"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.pooler = Pooler(config)
+        self.pair_score = Linear(config, config.d_model, 2, bias=True, role="head")
+
+    def forward(  # type: ignore[override]  # a pair fills a row: no packed documents
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        targets: Tensor | None = None,
+        rows: Tensor | None = None,
+        pair_labels: Tensor | None = None,
+    ) -> Output:
+        """Compute both heads; each row of (B, T) is one pair.
+
+        pair_labels: (B,) 0 where the second sentence follows the first, 1 where not, -100 for a row
+        that is no pair. The loss is the sum of both means (Devlin et al. 2019, appendix A.2). The
+        rest as in `MaskedLM.forward`.
+        """
+        hidden = self.trunk(input_ids, attention_mask, position_ids, token_type_ids=token_type_ids)
+        out = self._predict(hidden, labels, targets, rows)
+        pairs = self.pair_score(self.pooler(first_token(hidden, attention_mask)))  # (B, 2)
+        if pair_labels is None:
+            return out._replace(pair_logits=pairs)
+        pair_loss = cross_entropy(pairs, pair_labels)
+        return out._replace(
+            loss=pair_loss if out.loss is None else out.loss + pair_loss,
+            pair_loss=pair_loss,
+            pair_logits=pairs,
+            n_pairs_correct=(pairs.argmax(-1) == pair_labels).sum(),
         )
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def _pick(hidden: Tensor, targets: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Hidden states (N, d) and targets (N,) at the flattened places `rows`, or at all."""
+    flat, wanted = hidden.flatten(0, 1), targets.flatten()
+    return (flat, wanted) if rows is None else (flat[rows], wanted[rows])
+
+
+def first_token(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Hidden states (B, d) of each row's first token that is not padding."""
+    if attention_mask is None:
+        return hidden[:, 0]
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    return hidden[rows, attention_mask.to(torch.int64).argmax(1)]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean fp32 cross entropy of logits (…, C) against targets (…); 0 when all are ignored."""
     flat = targets.flatten()
     total = F.cross_entropy(
@@ -163,18 +310,29 @@ def _without_next_document(shifted: Tensor, cu_seqlens: Tensor) -> Tensor:
     return shifted.masked_fill(is_last, IGNORE_INDEX)
 
 
-_CLASSES: dict[str, type[Model]] = {cls.head: cls for cls in (CausalLM, SequenceClassifier)}
-
-
-def build(config: ModelConfig | str, head: str = "causal_lm") -> Model:
+def build(config: ModelConfig | str, head: str | None = None) -> Model:
     """Build a model from a config or a preset's name, freshly initialised in fp32.
 
+    head: None for the language model's own, causal_lm or masked_lm.
     Weights are drawn from torch's global generator: seed it first. Under `torch.device("meta")`
     nothing is allocated; then use `to_empty` and `model.init.initialise`. Raises `ValueError` for
-    an unknown preset or head.
+    an unknown preset, or a head that the family does not have.
     """
-    if head not in _CLASSES:
-        raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}")
+    from model.task_heads import SequenceClassifier, SpanExtractor, TokenClassifier
+
     if isinstance(config, str):
         config = preset(config)
-    return _CLASSES[head](config)
+    head = head or config.lm_head
+    if head not in HEADS:
+        raise ValueError(f"head: got {head!r}, expected one of {', '.join(HEADS)}")
+    if head not in config.heads:
+        raise ValueError(
+            f"head: got {head!r}, expected one of {', '.join(config.heads)}, which family"
+            f"={config.family!r} has"
+        )
+    classes: tuple[Any, ...] = (
+        *(CausalLM, MaskedLM, Pretraining),
+        *(SequenceClassifier, TokenClassifier, SpanExtractor),
+    )
+    found: Model = {cls.head: cls for cls in classes}[head](config)
+    return found

@@ -1,22 +1,54 @@
 """Initial weights and optimizer parameter groups."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from model.config import ModelConfig
 
+Role = Literal["embedding", "hidden", "residual", "output", "head"]
 
-def residual_std(config: ModelConfig) -> float:
-    """Standard deviation of the projections that write into the residual stream.
+_SCALED_RESIDUAL = ("gpt2", "modernbert")
+_TRUNCATED = ("bert", "roberta", "modernbert")
+_TRUNCATION = 2.0  # in standard deviations
 
-    GPT-2 divides by √(2·n_layers), so that the sum of all branches keeps its variance with depth
-    (Radford et al. 2019, §2.3). Llama's class in transformers does not.
+
+def initial_std(config: ModelConfig, role: Role) -> float:
+    """Standard deviation of the initial weights of one kind of matrix.
+
+    embedding: tables. hidden: maps out of the residual stream. residual: the maps that write into
+    it, which GPT-2 and ModernBERT divide by √(2·n_layers), so that the sum of all branches keeps
+    its variance with depth (Radford et al. 2019, §2.3; Warner et al. 2024). output: the untied
+    output matrix. head: the small matrices of the other heads.
+    With muP hidden matrices shrink with the root of the width (Yang et al. 2022, "Tensor Programs
+    V", table 3) and an untied output matrix starts at zero (appendix D.2), so that first logits do
+    not depend on the width either.
     """
-    if config.family == "gpt2":
-        return config.init_std / math.sqrt(2 * config.n_layers)
-    return config.init_std
+    std = config.init_std
+    if role == "residual" and config.family in _SCALED_RESIDUAL:
+        std /= math.sqrt(2 * config.n_layers)
+    if role in ("hidden", "residual"):
+        std /= math.sqrt(config.width_ratio)
+    elif role == "output":
+        std = std if config.mup_base_width is None else 0.0
+    return std
+
+
+def is_truncated(config: ModelConfig) -> bool:
+    """Whether initial weights are drawn within two standard deviations, as BERT's are."""
+    return config.family in _TRUNCATED
+
+
+def draw(weight: torch.Tensor, std: float, *, truncated: bool) -> None:
+    """Fill a weight with N(0, std²), cut at two standard deviations where asked."""
+    if std == 0:
+        nn.init.zeros_(weight)
+    elif truncated:
+        nn.init.trunc_normal_(weight, std=std, a=-_TRUNCATION * std, b=_TRUNCATION * std)
+    else:
+        nn.init.normal_(weight, std=std)
 
 
 def initialise(net: nn.Module) -> None:
@@ -32,14 +64,15 @@ def initialise(net: nn.Module) -> None:
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters into a decayed and an undecayed group for an optimizer.
+    """Split the trainable parameters into groups for an optimizer, empty ones left out.
 
     Matrices decay, embeddings included (as in GPT-3, nanoGPT and litgpt: a tied embedding is an
-    output matrix, and an undecayed one grows without bound); norms and biases do not. Empty groups
-    are left out.
+    output matrix, and an undecayed one grows without bound); norms and biases do not.
+    A group's `lr_scale` multiplies the learning rate: with muP, matrices that the width enlarges
+    take 1 / width_ratio of it (Yang et al. 2022, table 3, Adam), and as much more decay, so that
+    lr · weight_decay stays.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    groups: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
     for module in net.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -48,9 +81,12 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
             seen.add(id(parameter))
             # By module first: a parameter that ZeRO-3 has partitioned looks one-dimensional.
             is_matrix = isinstance(module, (nn.Linear, nn.Embedding)) and name == "weight"
-            (decayed if is_matrix or parameter.dim() >= 2 else undecayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"name": "decay", "params": decayed, "weight_decay": weight_decay},
-        {"name": "no_decay", "params": undecayed, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+            if is_matrix or parameter.dim() >= 2:
+                ratio = float(getattr(module, "width_ratio", 1.0))
+                kind, decay = ("decay" if ratio == 1 else "decay_wide"), weight_decay * ratio
+            else:
+                ratio, kind, decay = 1.0, "no_decay", 0.0
+            group = {"name": kind, "weight_decay": decay, "lr_scale": 1 / ratio, "params": []}
+            groups.setdefault(kind, group)["params"].append(parameter)
+    order = ("decay", "decay_wide", "no_decay")
+    return [groups[name] for name in order if name in groups]

@@ -1,19 +1,17 @@
 """Reading and writing whole Hugging Face model directories."""
 
-import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.config import ModelConfig
 from model.heads import Model, build
+from model.hf.architecture import TRUNK
 from model.hf.config import (
     CheckpointError,
     read_config,
@@ -21,12 +19,23 @@ from model.hf.config import (
     to_generation_config,
     to_hf_config,
 )
-from model.hf.state import from_hf_state, is_constant, to_hf_state
+from model.hf.names import TIED_COPIES, is_constant
+from model.hf.shards import (
+    INDEX,
+    MAX_SHARD_BYTES,
+    WEIGHTS,
+    staged,
+    write_json,
+    write_shards,
+)
+from model.hf.state import canonical_names, from_hf_state, has_head, slots, to_hf_state
 from model.init import initialise
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-MAX_SHARD_BYTES = 5 * 10**9
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "chat_template.jinja",
+)
+TIED = ("trunk.token_embedding.weight", "output_bias")  # of ours, that files may hold twice
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
@@ -38,6 +47,7 @@ class TensorFiles(Mapping[str, Tensor]):
         self._dtype = dtype
         self._files: dict[str, Any] = {}
         self._shapes: dict[str, list[int]] = {}
+        self.file_of: dict[str, str] = {}
         for path in weight_files(directory):
             self._open(path)
 
@@ -54,6 +64,7 @@ class TensorFiles(Mapping[str, Tensor]):
                 if name in self._files:
                     raise CheckpointError(f"{path}: {name} is in another file too; keep one")
                 self._files[name], self._shapes[name] = file, header.get_shape()
+                self.file_of[name] = path.name
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not readable as safetensors: {error}") from None
 
@@ -97,25 +108,57 @@ def weight_files(directory: Path) -> list[Path]:
     if pickles:
         raise CheckpointError(
             f"{directory}: got only pickled weights ({', '.join(pickles[:3])}), which can run code"
-            " when read; convert them once where that is safe: transformers'"
-            " AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR) writes safetensors"
+            " when read carelessly; convert them once: python -m model import"
+            f" {directory} NEW_DIR --from-pickle"
         )
     raise CheckpointError(f"{directory}: no weights; expected {WEIGHTS} or {INDEX}")
 
 
+class Tensors(Protocol):
+    """What `stored_tensors` reads: `TensorFiles`, or another reader of a directory."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def __getitem__(self, name: str) -> Tensor: ...
+    def without_data(self) -> dict[str, Tensor]:
+        """Return tensors of the same names and shapes that hold nothing."""
+        ...
+
+
+def stored_names(files: Tensors, config: ModelConfig, head: str) -> dict[str, str]:
+    """Map the names of tensors that their class writes today to those in the files.
+
+    Tensors of other heads, constants and copies of tied matrices are left out. Nothing is read but
+    the copies, to compare them. Raises `CheckpointError` when a tensor is missing, extra, wrongly
+    shaped, or a copy of a tied one that differs.
+    """
+    is_bare = head == TRUNK
+    head = "sequence" if is_bare else head
+    plan = slots(config, head)
+    sources = canonical_names(files, config.family, head)
+    may_be_tied = {
+        *TIED_COPIES[config.family],
+        *(name for slot in plan if slot.ours in TIED for name in slot.theirs),
+    }
+    tied = {name: files[name] for full, name in sources.items() if full in may_be_tied}
+    from_hf_state({**files.without_data(), **tied}, config, head, is_new_head_allowed=is_bare)
+    wanted = [slot for slot in plan if not (is_bare and slot.ours.startswith("score."))]
+    return {name: sources[name] for slot in wanted for name in slot.theirs if name in sources}
+
+
 def load_pretrained(
     directory: str | Path,
-    head: str = "causal_lm",
+    head: str | None = None,
     dtype: torch.dtype | None = None,
     **overrides: Any,
 ) -> Model:
     """Load a Hugging Face directory into a model on the CPU, in evaluation mode.
 
-    dtype: of the parameters; None keeps the file's. overrides: `ModelConfig` keys that do not
+    head: None for the language model's own, causal_lm or masked_lm. dtype: of the parameters; None keeps the file's. overrides: `ModelConfig` keys that do not
     change the trunk's tensors, such as num_labels or dropout.
-    With head="sequence" a missing head, or one for another num_labels when that is overridden, is
-    drawn anew and named in `net.newly_initialised`. Raises `CheckpointError`, in one line, for
-    anything else that does not fit.
+    With a head for a task (sequence, token, span), what the checkpoint lacks of the head, or has
+    for another num_labels when that is overridden, is drawn anew and named in
+    `net.newly_initialised`. Raises `CheckpointError`, in one line, for anything else that does not
+    fit.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -123,11 +166,17 @@ def load_pretrained(
             f"{directory}: no such directory; models are read from local directories only"
         )
     config = read_config(directory, **overrides)
+    head = head or config.lm_head
+    if head not in config.heads:
+        raise CheckpointError(
+            f"{directory}: head: got {head!r}, expected one of {', '.join(config.heads)}, which"
+            f" family={config.family!r} has"
+        )
     with torch.device("meta"):
         net = build(config, head)
     files = TensorFiles(directory, dtype)
-    has_head = "score.weight" in files
-    is_new_head_allowed = not has_head or "num_labels" in overrides or "id2label" in overrides
+    is_complete = has_head(files, config, head)
+    is_new_head_allowed = not is_complete or "num_labels" in overrides or "id2label" in overrides
     try:
         # Once on empty tensors: a directory that does not fit is refused before gigabytes are read.
         for tensors in (files.without_data(), files):
@@ -166,18 +215,13 @@ def save_pretrained(
         "generation_config.json": to_generation_config(net.config),
     }
     copies = [] if tokenizer_dir is None else tokenizer_files(Path(tokenizer_dir))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
-    staging.mkdir()
-    try:
+    with staged(directory) as staging:
         write_shards(staging, tensors, dtype, max_shard_bytes)
         for name, content in documents.items():
-            write_json(staging / name, content)
+            if content is not None:
+                write_json(staging / name, content)
         for path in copies:
             shutil.copyfile(path, staging / path.name)
-        _publish(staging, directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
@@ -187,67 +231,6 @@ def tokenizer_files(directory: Path) -> list[Path]:
     return [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write one JSON object, indented, on disk when this returns."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_shards(
-    directory: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, max_shard_bytes: int
-) -> None:
-    """Write tensors as one safetensors file, or above `max_shard_bytes` several and an index."""
-    shards: list[list[str]] = [[]]
-    sizes = {name: t.numel() * dtype.itemsize for name, t in tensors.items()}
-    room = max_shard_bytes
-    for name, size in sizes.items():
-        if size > room and shards[-1]:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(name)
-        room -= size
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = (
-            f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
-        )
-        part = {n: tensors[n].detach().to(dtype=dtype, device="cpu").contiguous() for n in names}
-        (directory / file).touch()
-        mode = (directory / file).stat().st_mode
-        save_file(part, directory / file, metadata={"format": "pt"})
-        # safetensors makes a file that no one else may read, whatever the umask says.
-        (directory / file).chmod(mode)
-        _sync(directory / file)
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        total = {"total_size": sum(sizes.values())}
-        write_json(directory / INDEX, {"metadata": total, "weight_map": weight_map})
-
-
 def _draw_anew(module: nn.Module, dtype: torch.dtype) -> None:
     module.to_empty(device="cpu").to(dtype)
     initialise(module)
-
-
-def _publish(staging: Path, directory: Path) -> None:
-    if not directory.exists():
-        staging.rename(directory)
-    else:
-        new = {path.name for path in staging.iterdir()}
-        for name in sorted(new):
-            (staging / name).replace(directory / name)
-        for old in directory.glob("model*.safetensors*"):
-            if old.name not in new:
-                old.unlink()  # a shard or an index of the model that was here before
-        _sync(directory)
-    _sync(directory.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,34 +10,23 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.heads import build
 from model.hf.config import CheckpointError
+from model.hf.names import (
+    NAMES,
+    TIED_COPIES,
+    canonical,
+    is_constant,
+    is_of_a_head,
+    outer_name,
+    trunk_prefix,
+)
 
-_PREFIX = {"gpt2": "transformer.", "llama": "model."}  # of the trunk's tensors
-_HEADS = ("lm_head.weight", "score.weight")
-# Constants that older versions of transformers saved.
-_CONSTANTS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
-
-_TRUNK: dict[str, dict[str, str]] = {
-    "gpt2": {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"},
-    "llama": {"token_embedding": "embed_tokens", "final_norm": "norm"},
-}
-_LAYERS = {"gpt2": "h", "llama": "layers"}
-_BLOCK: dict[str, dict[str, tuple[str, ...]]] = {
-    "gpt2": {
-        "attention_norm": ("ln_1",),
-        "attention.qkv": ("attn.c_attn",),
-        "attention.output": ("attn.c_proj",),
-        "mlp_norm": ("ln_2",),
-        "mlp.up": ("mlp.c_fc",),
-        "mlp.down": ("mlp.c_proj",),
-    },
-    "llama": {
-        "attention_norm": ("input_layernorm",),
-        "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attention.output": ("self_attn.o_proj",),
-        "mlp_norm": ("post_attention_layernorm",),
-        "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-        "mlp.down": ("mlp.down_proj",),
-    },
+# What a checkpoint may lack: these parts are trained anew for each task.
+_NEW_IN_TASKS = ("score.", "pooler.", "transform.")
+_NEW = {
+    "sequence": _NEW_IN_TASKS,
+    "token": _NEW_IN_TASKS,
+    "span": _NEW_IN_TASKS,
+    "pretraining": ("pooler.", "pair_score."),
 }
 
 
@@ -48,7 +37,7 @@ class Slot:
     ours: str
     shape: tuple[int, ...]
     theirs: tuple[str, ...]
-    rows: tuple[int, ...]  # of ours, that each of theirs holds
+    rows: tuple[int, ...]  # of ours, that each of theirs holds; rows after them are padding
     is_transposed: bool  # GPT-2 stores its matrices as (in, out)
 
     def their_shapes(self) -> Iterator[tuple[int, ...]]:
@@ -57,35 +46,53 @@ class Slot:
             shape = (rows, *self.shape[1:])
             yield shape[::-1] if self.is_transposed else shape
 
+    def to_theirs(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield theirs by name, as views of ours."""
+        for name, part in zip(self.theirs, _split(tensor, self.rows), strict=True):
+            yield name, part.t() if self.is_transposed else part
 
-def is_constant(name: str) -> bool:
-    """Say whether a stored tensor is no parameter but a constant of an older version."""
-    return _CONSTANTS.search(name) is not None
+    def to_ours(self, parts: list[Tensor]) -> Tensor:
+        """Join theirs, in the order of `theirs`."""
+        parts = [part.t() for part in parts] if self.is_transposed else parts
+        padding = self.shape[0] - sum(self.rows)
+        if padding:
+            parts = [*parts, parts[0].new_zeros((padding, *self.shape[1:]))]
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
 def slots(config: ModelConfig, head: str) -> list[Slot]:
     """List where every parameter of a model lives in a Hugging Face checkpoint."""
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in build(config, head).state_dict().items()}
+    return [_slot(name, shape, config, head) for name, shape in shapes.items()]
+
+
+def _slot(name: str, shape: tuple[int, ...], config: ModelConfig, head: str) -> Slot:
     family, kv_rows = config.family, config.n_kv_heads * config.head_dim
-    split = {
-        "attention.qkv": (config.n_heads * config.head_dim, kv_rows, kv_rows),
-        "mlp.gate_up": (config.d_ff, config.d_ff),
-    }
-    found = []
-    for name, shape in shapes.items():
-        module, _, kind = name.rpartition(".")  # kind: weight or bias
-        block = re.fullmatch(r"trunk\.blocks\.(\d+)\.(.+)", module)
-        if block:
-            inner = block[2]
-            stem = f"{_PREFIX[family]}{_LAYERS[family]}.{block[1]}."
-            theirs = tuple(f"{stem}{part}.{kind}" for part in _BLOCK[family][inner])
-            rows = split[inner] if len(theirs) > 1 else shape[:1]
-        else:
-            theirs, rows = (_outer_name(family, module, kind),), shape[:1]
-        is_transposed = family == "gpt2" and block is not None and len(shape) == 2
-        found.append(Slot(name, shape, theirs, rows, is_transposed))
-    return found
+    module, _, kind = name.rpartition(".")  # kind: weight or bias
+    rows = shape[:1]
+    if name in ("trunk.token_embedding.weight", "unembedding.weight", "output_bias"):
+        rows = (config.vocab_size,)
+    if family == "custom":
+        return Slot(name, shape, (name,), rows, is_transposed=False)
+    block = re.fullmatch(r"trunk\.blocks\.(\d+)\.(.+)", module)
+    if block is None:
+        theirs = (
+            outer_name(family, head, name, "")
+            if name == "output_bias"
+            else outer_name(family, head, module, kind)
+        )
+        return Slot(name, shape, (theirs,), rows, is_transposed=False)
+    inner = block[2]
+    stem = f"{trunk_prefix(family, head)}{NAMES[family].blocks}.{block[1]}."
+    parts = tuple(f"{stem}{part}.{kind}" for part in NAMES[family].block[inner])
+    if len(parts) > 1:
+        rows = (
+            (config.n_heads * config.head_dim, kv_rows, kv_rows)
+            if inner == "attention.qkv"
+            else (config.d_ff, config.d_ff)
+        )
+    return Slot(name, shape, parts, rows, NAMES[family].is_transposed and len(shape) == 2)
 
 
 def to_hf_state(
@@ -97,12 +104,8 @@ def to_hf_state(
     """
     plan = slots(config, head)
     expected = {slot.ours: slot.shape for slot in plan}
-    _refuse_differences({name: tuple(t.shape) for name, t in state.items()}, expected)
-    out: dict[str, Tensor] = {}
-    for slot in plan:
-        for name, part in zip(slot.theirs, _split(state[slot.ours], slot.rows), strict=True):
-            out[name] = part.t() if slot.is_transposed else part
-    return out
+    refuse_differences({name: tuple(t.shape) for name, t in state.items()}, expected)
+    return {name: t for slot in plan for name, t in slot.to_theirs(state[slot.ours])}
 
 
 def from_hf_state(
@@ -115,53 +118,78 @@ def from_hf_state(
     """Rename, join and transpose a whole Hugging Face state dict into ours.
 
     Names without the trunk's prefix, stored constants and the tensors of other heads are accepted.
-    With `is_new_head_allowed`, a sequence head that the checkpoint lacks (or has in another shape)
+    With `is_new_head_allowed`, what a task's head lacks in the checkpoint (or has in another shape)
     is left out of the result. Raises `CheckpointError` when tensors are missing, extra or wrongly
     shaped.
     """
     plan = slots(config, head)
-    sources = _canonical_names(state, config.family)
+    sources = canonical_names(state, config.family, head)
     expected = {
         name: shape
         for slot in plan
         for name, shape in zip(slot.theirs, slot.their_shapes(), strict=True)
     }
-    if is_new_head_allowed and head == "sequence":
-        theirs = sources.get("score.weight")
-        if theirs is None or tuple(state[theirs].shape) != expected["score.weight"]:
-            del expected["score.weight"]
-            sources.pop("score.weight", None)
+    if is_new_head_allowed:
+        _leave_out_new(
+            [slot for slot in plan if slot.ours.startswith(_NEW.get(head, ()))],
+            state,
+            sources,
+            expected,
+        )
     _check_tie(state, sources, config, head)
     shapes = {
         name: tuple(state[source].shape)
         for name, source in sources.items()
-        if name in expected or name not in _HEADS
+        if name in expected or not is_of_a_head(name, config.family)
     }
-    _refuse_differences(shapes, expected)
-    out: dict[str, Tensor] = {}
-    for slot in plan:
-        if slot.theirs[0] in expected:
-            parts = [state[sources[name]] for name in slot.theirs]
-            parts = [part.t() for part in parts] if slot.is_transposed else parts
-            out[slot.ours] = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
-    return out
+    refuse_differences(shapes, expected)
+    return {
+        slot.ours: slot.to_ours([state[sources[name]] for name in slot.theirs])
+        for slot in plan
+        if slot.theirs[0] in expected
+    }
 
 
-def _outer_name(family: str, module: str, kind: str) -> str:
-    if module == "unembedding":
-        return f"lm_head.{kind}"
-    if module == "score":
-        return f"score.{kind}"
-    return f"{_PREFIX[family]}{_TRUNK[family][module.removeprefix('trunk.')]}.{kind}"
+def has_head(names: Iterable[str], config: ModelConfig, head: str) -> bool:
+    """Whether a checkpoint holds the last matrix of a task's head (true for other heads)."""
+    if head not in _NEW:
+        return True
+    module = "pair_score" if head == "pretraining" else "score"
+    wanted = (
+        f"{module}.weight"
+        if config.family == "custom"
+        else outer_name(config.family, head, module, "weight")
+    )
+    return any(canonical(name, config.family, head) == wanted for name in names)
 
 
-def _canonical_names(names: Iterable[str], family: str) -> dict[str, str]:
+def _leave_out_new(
+    head: list[Slot],
+    state: Mapping[str, Tensor],
+    sources: dict[str, str],
+    expected: dict[str, tuple[int, ...]],
+) -> None:
+    """Expect nothing of a module of the head of which a tensor is missing or of another shape."""
+    stored = {name: tuple(state[source].shape) for name, source in sources.items()}
+    unfit = {
+        slot.ours.rpartition(".")[0]
+        for slot in head
+        if any(stored.get(name) != expected[name] for name in slot.theirs)
+    }
+    for slot in head:
+        if slot.ours.rpartition(".")[0] in unfit:
+            for name in slot.theirs:
+                del expected[name]
+                sources.pop(name, None)
+
+
+def canonical_names(names: Iterable[str], family: str, head: str) -> dict[str, str]:
     """Map each name in its full form to the name in the file; stored constants are left out."""
-    prefix, found = _PREFIX[family], dict[str, str]()
+    found = dict[str, str]()
     for name in names:
         if is_constant(name):
             continue
-        full = name if name.startswith(prefix) or name in _HEADS else prefix + name
+        full = canonical(name, family, head)
         if full in found:
             raise CheckpointError(f"tensors: both {found[full]} and {name} are present; keep one")
         found[full] = name
@@ -169,24 +197,33 @@ def _canonical_names(names: Iterable[str], family: str) -> dict[str, str]:
 
 
 def _check_tie(
-    state: Mapping[str, Tensor], sources: Mapping[str, str], config: ModelConfig, head: str
+    state: Mapping[str, Tensor], sources: dict[str, str], config: ModelConfig, head: str
 ) -> None:
-    """Refuse a stored output matrix that a tied model would silently drop."""
-    embedding = sources.get(_outer_name(config.family, "trunk.token_embedding", "weight"))
-    if not config.tie_embeddings or head != "causal_lm" or embedding is None:
+    """Refuse a stored copy of a tied matrix that differs: it would be dropped silently."""
+    if not config.tie_embeddings or head not in ("causal_lm", "masked_lm", "pretraining"):
         return
-    if "lm_head.weight" in sources:
-        stored, tied = state[sources["lm_head.weight"]], state[embedding]
+    for copy, ours in TIED_COPIES[config.family].items():
+        module = "trunk.token_embedding" if ours == "token_embedding" else ours
+        kind = "" if ours == "output_bias" else "weight"
+        original = (
+            f"{module}.{kind}".rstrip(".")
+            if config.family == "custom"
+            else outer_name(config.family, head, module, kind)
+        )
+        if copy not in sources or original not in sources:
+            continue
+        stored, tied = state[sources[copy]], state[sources[original]]
         if not tied.is_meta and not torch.equal(stored, tied):
             raise CheckpointError(
-                "tie_word_embeddings: got true, but lm_head.weight differs from the token"
-                " embedding; set it to false in config.json, or remove lm_head.weight"
+                f"tie_word_embeddings: got true, but {copy} differs from {original};"
+                f" set it to false in config.json, or remove {copy}"
             )
 
 
-def _refuse_differences(
+def refuse_differences(
     got: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Raise `CheckpointError`, listing what is missing, extra or of another shape."""
     problems = [f"missing {name}" for name in expected if name not in got]
     problems += [f"unexpected {name}" for name in got if name not in expected]
     problems += [

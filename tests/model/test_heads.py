@@ -55,8 +55,10 @@ def test_labels_and_targets_exclude_each_other():
 
 
 def test_unknown_head_lists_the_known():
-    with pytest.raises(ValueError, match=r"head: got 'span', expected one of causal_lm, sequence"):
-        build("gpt2-tiny", head="span")
+    with pytest.raises(ValueError, match=r"head: got 'x', expected one of causal_lm, masked_lm"):
+        build("gpt2-tiny", head="x")
+    with pytest.raises(ValueError, match=r"'masked_lm', expected one of causal_lm, seq.*gpt2"):
+        build("gpt2-tiny", head="masked_lm")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,13 +1,23 @@
+import json
 import logging
 
 import pytest
-from transformers import AutoConfig, GPT2Config, LlamaConfig
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    Qwen3Config,
+    RobertaConfig,
+)
 
 from model import ModelConfig, preset
 from model.hf import CheckpointError, from_hf_config, to_generation_config, to_hf_config
 from model.presets import PRESETS
-from tests.model.shapes import odd_config
+from tests.model.shapes import FAMILIES, odd_config
 
+OTHERS = (BertConfig, RobertaConfig, ModernBertConfig, Qwen3Config)
 # As transformers 4 wrote them.
 OLD_LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -35,26 +45,66 @@ OLD_GPT2 = {
 }
 
 
+# As Google's bert-base-chinese has it.
+OLD_BERT = {
+    "architectures": ["BertForMaskedLM"],
+    "model_type": "bert",
+    "attention_probs_dropout_prob": 0.1,
+    "directionality": "bidi",
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "pooler_fc_size": 768,
+    "pooler_type": "first_token_transform",
+    "type_vocab_size": 2,
+    "vocab_size": 99,
+}
+
+
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("head", ["causal_lm", "sequence"])
-def test_there_and_back(name, head):
+def test_there_and_back(name):
     config = preset(name)
-    assert from_hf_config(to_hf_config(config, head, "float32")) == config
+    for head in config.heads:
+        assert from_hf_config(to_hf_config(config, head, "float32")) == config
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"positions": "none", "mlp": "relu2", "logit_softcap": 30.0, "qk_norm": True},
+        {"causal": False, "norm_place": "post", "sliding_window": 8, "sliding_layers": (0,)},
+        {"rope_scaling": {"kind": "yarn", "factor": 4.0, "original_max_seq_len": 16}},
+    ],
+)
+def test_a_custom_model_there_and_back(switches):
+    config = preset("llama-tiny", family="custom", eos_token_id=(3, 4), **switches)
+    written = json.loads(json.dumps(to_hf_config(config, config.lm_head, "float32")))
+    assert written["model_type"] == "ingot"
+    assert from_hf_config(written) == config
+    with pytest.raises(ValueError, match="ingot"):
+        AutoConfig.for_model(**written)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(8))
 def test_transformers_reads_every_key(family, seed, tmp_path):
     """What transformers makes of our file, and writes again, is the same model."""
     config = odd_config(family, seed)
-    written = to_hf_config(config, "causal_lm", "bfloat16")
+    written = to_hf_config(config, config.lm_head, "bfloat16")
     theirs = AutoConfig.for_model(**written)
     again = theirs.to_dict()
-    ignored = {"torch_dtype", "rope_theta", "dtype"}
+    ignored = {"torch_dtype", "rope_theta", "dtype", "rope_scaling"}
+    ignored |= {"global_rope_theta", "local_rope_theta"}  # what transformers 4 reads
     for key in written.keys() - ignored:
         assert again[key] == written[key], key
     assert str(theirs.dtype).endswith("bfloat16")
-    assert from_hf_config(again) == config
+    if config.sliding_layers or family != "qwen3":
+        assert from_hf_config(again) == config
 
 
 def test_old_llama_defaults():
@@ -102,34 +152,38 @@ def test_generation_config():
         ({**OLD_LLAMA, "model_type": "mamba"}, "model_type: got 'mamba', supported: gpt2, llama"),
         ({**OLD_LLAMA, "auto_map": {"AutoModel": "x.Y"}}, "auto_map: .* never executed"),
         ({**OLD_LLAMA, "quantization_config": {"bits": 4}}, "quantization_config: .*unquantised"),
-        ({**OLD_LLAMA, "hidden_act": "gelu"}, "hidden_act: got 'gelu', supported: 'silu'"),
+        ({**OLD_LLAMA, "hidden_act": "tanh"}, "hidden_act: got 'tanh', supported: silu, swish"),
         (
-            {**OLD_LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-            "rope_scaling: got type 'llama3', supported: 'default'",
+            {**OLD_LLAMA, "rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
+            "rope_scaling: got type 'longrope', supported: default, linear, llama3, yarn",
         ),
         (
-            {**OLD_LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}},
-            "rope_scaling: got type 'linear'",
+            {**OLD_LLAMA, "rope_scaling": {"type": "linear", "factor": "2"}},
+            "rope_scaling: factor: .*number",
         ),
         (
             {**OLD_LLAMA, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "rope_parameters: got type 'yarn'",
+            "rope_parameters: factor: Field required",
         ),
         (
             {
                 **OLD_LLAMA,
                 "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
             },
-            "rope_parameters: got partial_rotary_factor, supported: rope_theta alone",
+            "rope_parameters: got partial_rotary_factor, supported: rope_theta",
         ),
         ({**OLD_LLAMA, "rope_parameters": [1]}, "rope_parameters: got \\[1\\], expected an object"),
-        ({**OLD_LLAMA, "attention_bias": True}, "attention_bias, mlp_bias: got True and False"),
         ({**OLD_LLAMA, "intermediate_size": None}, "intermediate_size: missing"),
         ({**OLD_LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5"),
         ({**OLD_LLAMA, "problem_type": "regression"}, "problem_type: got 'regression'"),
         ({**OLD_LLAMA, "num_key_value_heads": 3}, "n_kv_heads: got 3"),
         ({**OLD_LLAMA, "hidden_size": "wide"}, "d_model: .*'wide'"),
-        ({**OLD_GPT2, "activation_function": "relu"}, "activation_function: got 'relu'"),
+        ({**OLD_GPT2, "activation_function": "tanh"}, "activation_function: got 'tanh'"),
+        ({**OLD_BERT, "is_decoder": True}, "is_decoder: got True, supported: False"),
+        ({**OLD_BERT, "position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({**OLD_BERT, "hidden_act": "silu"}, "hidden_act: got 'silu'"),
+        ({**OLD_BERT, "model_type": "roberta", "pad_token_id": None}, "pad_token_id"),
+        ({**OLD_BERT, "model_type": "modernbert", "layer_types": ["x"]}, "layer_types: got"),
         ({**OLD_GPT2, "scale_attn_weights": False}, "scale_attn_weights: got False"),
         ({**OLD_GPT2, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({**OLD_GPT2, "add_cross_attention": True}, "add_cross_attention: got True"),
@@ -160,8 +214,9 @@ def test_unknown_keys_are_mentioned(caplog):
 
 def test_known_files_mention_nothing(caplog):
     with caplog.at_level(logging.WARNING):
-        for theirs in (GPT2Config(), LlamaConfig()):
-            from_hf_config(theirs.to_dict())
+        for kind in (GPT2Config, LlamaConfig, *OTHERS):
+            from_hf_config(kind().to_dict())
+        from_hf_config(OLD_BERT)
         from_hf_config(OLD_LLAMA)
         from_hf_config(OLD_GPT2)
     assert not caplog.records

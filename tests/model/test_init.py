@@ -6,23 +6,31 @@ import torch
 from model import build, preset
 from model.init import initialise, parameter_groups
 
+NAMES = ["gpt2-tiny", "llama-tiny", "qwen3-tiny", "bert-tiny", "modernbert-tiny"]
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_statistics(family):
-    config = preset(f"{family}-tiny", init_std=0.03, tie_embeddings=False)
-    residual = 0.03 / math.sqrt(2 * config.n_layers) if family == "gpt2" else 0.03
-    for name, parameter in build(config).named_parameters():
+
+@pytest.mark.parametrize("name", NAMES)
+def test_statistics(name):
+    config = preset(name, init_std=0.03)
+    scaled = 0.03 / math.sqrt(2 * config.n_layers)
+    residual = scaled if config.family in ("gpt2", "modernbert") else 0.03
+    # A normal cut at two deviations has 0.8796 of the deviation.
+    is_cut = config.family in ("bert", "modernbert")
+    for key, parameter in build(config).named_parameters():
         if parameter.dim() >= 2:
-            is_residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
-            expected = residual if is_residual else 0.03
+            writes_residual = key.endswith(("attention.output.weight", "mlp.down.weight"))
+            is_small = writes_residual or (config.family == "modernbert" and "transform" in key)
+            std = residual if is_small else 0.03
+            expected = std * (0.8796 if is_cut else 1)
             # A sample's deviation has a relative error of 1/√(2n).
             error = 6 / math.sqrt(2 * parameter.numel())
-            assert parameter.std().item() == pytest.approx(expected, rel=error), name
+            assert parameter.std().item() == pytest.approx(expected, rel=error), key
             assert abs(parameter.mean().item()) < 6 * expected / math.sqrt(parameter.numel())
-        elif name.endswith("bias"):
-            assert not parameter.any(), name
+            assert (parameter.abs().max().item() <= 2 * std + 1e-6) == is_cut, key
+        elif "bias" in key:
+            assert not parameter.any(), key
         else:
-            assert (parameter == 1).all(), name
+            assert (parameter == 1).all(), key
 
 
 def test_same_seed_same_weights():
@@ -36,12 +44,12 @@ def test_same_seed_same_weights():
     )
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_meta_construction_then_initialise_equals_build(family):
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_construction_then_initialise_equals_build(name):
     torch.manual_seed(5)
-    built = build(f"{family}-tiny")
+    built = build(name)
     with torch.device("meta"):
-        net = build(f"{family}-tiny")
+        net = build(name)
     assert all(p.is_meta for p in net.parameters())
     net.to_empty(device="cpu")
     torch.manual_seed(5)
@@ -52,11 +60,13 @@ def test_meta_construction_then_initialise_equals_build(family):
     assert torch.equal(built.eval()(ids).logits, net.eval()(ids).logits)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_first_loss_is_that_of_a_uniform_guess(family):
-    net = build(f"{family}-tiny")
+@pytest.mark.parametrize("name", NAMES)
+def test_first_loss_is_that_of_a_uniform_guess(name):
+    net = build(name)
     ids = torch.randint(0, net.config.vocab_size, (4, 64))
-    assert net(ids, labels=ids).loss.item() == pytest.approx(math.log(8192), abs=0.1)
+    assert net(ids, labels=ids).loss.item() == pytest.approx(
+        math.log(net.config.vocab_size), abs=0.1
+    )
 
 
 def test_parameter_groups():
@@ -75,3 +85,11 @@ def test_frozen_parameters_are_in_no_group():
     net = build("llama-tiny")
     net.trunk.requires_grad_(False)
     assert parameter_groups(net, 0.1) == []
+
+
+def test_padding_rows_of_the_vocabulary_start_at_zero():
+    net = build(preset("llama-tiny", vocab_size=1000, vocab_multiple=64, tie_embeddings=False))
+    for table in (net.trunk.token_embedding, net.unembedding):
+        assert table.weight.shape[0] == 1024
+        assert not table.weight[1000:].any()
+        assert table.weight[:1000].any(1).all()

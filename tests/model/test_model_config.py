@@ -15,6 +15,8 @@ GPT2 = {
     "max_seq_len": 16,
 }
 LLAMA = {**GPT2, "family": "llama"}
+BERT = {**GPT2, "family": "bert"}
+CUSTOM = {**GPT2, "family": "custom"}
 
 
 def refusal(values):
@@ -75,7 +77,18 @@ def test_frozen():
         ({**GPT2, "head_dim": 16}, ["head_dim", "got 16", "expected 8"]),
         ({**LLAMA, "norm": "layernorm"}, ["norm", "'rmsnorm'", "llama"]),
         ({**GPT2, "n_layer": 3}, ["n_layer", "got 3"]),
-        ({**GPT2, "family": "bert"}, ["family", "'gpt2'", "'llama'", "got 'bert'"]),
+        ({**GPT2, "family": "mamba"}, ["family", "'gpt2'", "'llama'", "got 'mamba'"]),
+        ({**BERT, "n_kv_heads": 2}, ["n_kv_heads", "got 2", "expected 4", "custom"]),
+        ({**BERT, "qk_norm": True}, ["qk_norm", "got True", "bert", "custom"]),
+        ({**BERT, "tie_embeddings": False}, ["tie_embeddings", "expected True", "custom"]),
+        ({**GPT2, "family": "roberta"}, ["pad_token_id: missing", "roberta", "write 1"]),
+        ({**GPT2, "family": "modernbert", "sliding_window": 5}, ["even", "use 6"]),
+        ({**LLAMA, "sliding_layers": (0,)}, ["sliding_layers", "no sliding_window"]),
+        ({**CUSTOM, "sliding_window": 4, "sliding_layers": (2,)}, ["layer 2", "at most 1"]),
+        ({**CUSTOM, "sliding_window": 4, "sliding_layers": (1, 0)}, ["rising"]),
+        ({**CUSTOM, "norm_bias": True}, ["norm_bias", "rmsnorm"]),
+        ({**CUSTOM, "tie_embeddings": True, "mup_base_width": 8}, ["tie_embeddings", "false"]),
+        ({**LLAMA, "rope_scaling": {"kind": "llama3", "factor": 2.0}}, ["original_max_seq_len"]),
         ({**GPT2, "n_layers": 0}, ["n_layers", "got 0", "greater than or equal to 1"]),
         ({**GPT2, "dropout": 1.0}, ["dropout", "less than 1"]),
         ({"family": "gpt2"}, ["n_layers", "n_heads", "d_model", "vocab_size", "max_seq_len"]),
@@ -97,7 +110,10 @@ def test_every_key_is_described():
 
 def test_every_family_has_traits():
     assert set(TRAITS) == set(FAMILIES)
-    assert HEADS == ("causal_lm", "sequence")
+    for family, traits in TRAITS.items():
+        assert set(traits.heads) <= set(HEADS), family
+        for key, values in traits.allowed.items():
+            assert traits.defaults[key] in values, (family, key)
 
 
 def test_config_needs_no_torch():

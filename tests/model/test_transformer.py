@@ -4,15 +4,24 @@ import pytest
 import torch
 
 from model import build, preset
-from model.attention import attention_mask_for, document_layout
-from model.layers import rotary_table, rotate
-from tests.model.shapes import odd_config, relative_error, scramble, token_ids
+from model.config import ModelConfig
+from model.rotary import rotary_table, rotate
+from model.visibility import document_layout, masked
+from tests.model.shapes import (
+    BIDIRECTIONAL,
+    CAUSAL,
+    FAMILIES,
+    LM_HEAD,
+    odd_config,
+    relative_error,
+    scramble,
+    token_ids,
+)
 
-FAMILIES = ["gpt2", "llama"]
 
-
-def make(family, seed=1):
-    return scramble(build(odd_config(family, seed)).eval())
+def make(family, seed=1, **overrides):
+    config = odd_config(family, seed).model_copy(update=overrides)
+    return scramble(build(config, LM_HEAD[family]).eval())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -24,13 +33,44 @@ def test_padding_on_either_side_changes_nothing(family, side):
     order = (filler, text) if side == "left" else (text, filler)
     mask = torch.cat([torch.full_like(t, int(t is text)) for t in order], dim=1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    padded = net(torch.cat(order, dim=1), mask, positions).logits
-    assert relative_error(padded[mask == 1], alone[0]) <= 1e-5
-    assert padded.isfinite().all()
+    for unpads in (True, False):
+        net.trunk.unpads = unpads
+        padded = net(torch.cat(order, dim=1), mask, positions).logits
+        assert relative_error(padded[mask == 1], alone[0]) <= 1e-5
+        assert padded.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unpadded_equals_padded(family, seed):
+    """Loss and gradients too: the padding takes no part in either."""
+    net = make(family, seed)
+    ids = token_ids(net.config, 3, 12)
+    mask = (torch.arange(12) < torch.tensor([[12], [5], [1]])).long()
+    targets = token_ids(net.config, 3, 12).masked_fill(mask == 0, -100)
+    found = []
+    for unpads in (True, False):
+        net.trunk.unpads = unpads
+        net.zero_grad()
+        out = net.train()(ids, mask, targets=targets)
+        out.loss.backward()
+        found.append((out.loss, [p.grad.clone() for p in net.parameters()]))
+    assert relative_error(found[0][0], found[1][0]) <= 1e-6
+    for unpadded, padded in zip(found[0][1], found[1][1], strict=True):
+        assert float((unpadded - padded).abs().max()) <= 1e-5 * max(1.0, float(padded.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_nothing_but_padding(family):
+    net = make(family)
+    ids = token_ids(net.config, 2, 5)
+    out = net(ids, torch.zeros_like(ids), targets=torch.full_like(ids, -100))
+    assert out.loss.item() == 0
 
 
 def test_rotary_is_relative_so_left_padding_needs_no_positions():
     net = make("llama")
+    net.trunk.unpads = False
     text = token_ids(net.config, 1, 7)
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 1]])
     padded = net(torch.cat([text[:, :3], text], 1), mask).logits
@@ -46,10 +86,13 @@ def test_gradient_through_a_fully_padded_row_is_finite(family):
     assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("splits", [True, False], ids=["one by one", "masked"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("seed", range(5))
-def test_packed_documents_equal_each_alone(family, seed):
+@pytest.mark.parametrize("seed", range(6))
+def test_packed_documents_equal_each_alone(family, seed, splits):
+    """Causal, bidirectional and sliding-window attention: qwen3 and modernbert have windows."""
     net = make(family, seed)
+    net.trunk.splits_documents = splits
     lengths = [[5, 1, 10], [3, 7, 6]]  # two rows of 16
     documents = [[token_ids(net.config, 1, n) for n in row] for row in lengths]
     ids = torch.cat([torch.cat(row, 1) for row in documents])
@@ -70,10 +113,12 @@ def test_packed_gradients_equal_each_alone(family):
     net(ids, cu_seqlens=bounds, labels=ids).loss.backward()
     packed = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
-    # 3 + 7 predictions: no document predicts the next one's first token.
-    ((3 * net(first, labels=first).loss + 7 * net(second, labels=second).loss) / 10).backward()
+    # No document predicts the next one's first token.
+    counts = (3, 7) if family in CAUSAL else (4, 8)
+    sums = [n * net(t, labels=t).loss for n, t in zip(counts, (first, second), strict=True)]
+    (sum(sums) / sum(counts)).backward()
     for got, p in zip(packed, net.parameters(), strict=True):
-        assert relative_error(got, p.grad) <= 1e-4
+        assert float((got - p.grad).abs().max()) <= 1e-5 * max(1.0, float(p.grad.abs().max()))
 
 
 def test_packed_positions_restart():
@@ -110,11 +155,19 @@ def test_wrong_shapes_are_refused():
         net(long)
 
 
+TINY = {"n_layers": 2, "n_heads": 2, "d_model": 8, "vocab_size": 9, "max_seq_len": 64}
+CPU = torch.device("cpu")
+
+
+def mask_of(q_len, kv_len, **more):
+    config = ModelConfig(family="gpt2", **TINY)
+    return masked(config, q_len, kv_len, CPU, **more).mask
+
+
 def test_no_mask_where_causality_is_enough():
-    cpu = torch.device("cpu")
-    assert attention_mask_for(8, 8, cpu) is None
-    assert attention_mask_for(1, 8, cpu) is None
-    assert attention_mask_for(2, 4, cpu)[0, 0].tolist() == [
+    assert mask_of(8, 8) is None
+    assert mask_of(1, 8) is None
+    assert mask_of(2, 4)[0, 0].tolist() == [
         [True, True, True, False],
         [True, True, True, True],
     ]
@@ -124,26 +177,64 @@ def test_every_query_sees_something():
     """A softmax over nothing is NaN on some backends, though not on this CPU."""
     padding = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
     documents = torch.tensor([[1, 1, 2, 2]]).expand(3, 4)
-    mask = attention_mask_for(4, 4, torch.device("cpu"), padding, documents)
+    mask = mask_of(4, 4, attention_mask=padding, documents=documents)
     assert mask.any(-1).all()
     assert mask[0, 0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
 
 
+def test_windows_count_as_each_family_does():
+    """Qwen3: itself and window - 1 before. ModernBERT: half the window on each side."""
+    causal = ModelConfig(family="qwen3", **TINY, head_dim=4, sliding_window=3, sliding_layers=(1,))
+    seen = masked(causal, 5, 5, CPU)
+    assert seen.mask is None
+    assert seen.local_mask[0, 0].sum(-1).tolist() == [1, 2, 3, 3, 3]
+    both = ModelConfig(family="modernbert", **TINY, sliding_window=4, sliding_layers=(1,))
+    seen = masked(both, 6, 6, CPU)
+    assert seen.mask is None
+    assert seen.local_mask[0, 0].sum(-1).tolist() == [3, 4, 5, 5, 4, 3]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_prefix_sees_itself_whole(packed):
+    """Causal after the prefix, both ways within it, never across documents (Raffel et al. 2020)."""
+    net = make("llama")
+    ids = token_ids(net.config, 1, 10)
+    bounds = torch.tensor([0, 4, 10] if packed else [0, 10], dtype=torch.int32)
+    prefix = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0, 0, 0]] if packed else [[1] * 4 + [0] * 6])
+    outputs = []
+    for splits in (True, False):
+        net.trunk.splits_documents = splits
+        outputs.append(net(ids, cu_seqlens=bounds, prefix_mask=prefix.bool()).logits)
+    assert relative_error(outputs[0], outputs[1]) <= 1e-5
+    changed = ids.clone()
+    changed[0, 6 if packed else 3] = (changed[0, 6 if packed else 3] + 1) % net.config.vocab_size
+    again = net(changed, cu_seqlens=bounds, prefix_mask=prefix.bool()).logits
+    moved = (again - outputs[1]).abs().amax(-1)[0] > 1e-6
+    expected = [0] * 4 + [1] * 6 if packed else [1] * 10
+    assert moved.int().tolist() == expected  # the prefix sees its own end; the other document not
+
+
 def test_future_is_invisible():
-    for family in FAMILIES:
+    for family in CAUSAL:
         net = make(family)
         ids = token_ids(net.config, 1, 9)
         other = ids.clone()
         other[:, 5:] = (other[:, 5:] + 1) % net.config.vocab_size
         same = net(ids).logits[:, :5] - net(other).logits[:, :5]
         assert same.abs().max().item() <= 1e-5
+    for family in BIDIRECTIONAL:
+        net = make(family)
+        ids = token_ids(net.config, 1, 9)
+        other = ids.clone()
+        other[:, 1] = ids[:, 2]
+        assert (net(ids).logits[:, 0] - net(other).logits[:, 0]).abs().max().item() > 1e-5
 
 
 def test_rotary_angles_survive_bf16():
     """In bf16 position 1001 would be 1000, and its angle wrong by a radian."""
     net = build("llama-tiny", "causal_lm").bfloat16()
     assert not list(net.buffers())
-    table = rotary_table(torch.arange(2048)[None], 32, 10000.0)
+    table = rotary_table(torch.arange(2048)[None], net.config)
     assert table.cos.dtype == torch.float32
     exact = torch.arange(2048, dtype=torch.float64)[:, None] / 10000.0 ** (
         torch.arange(0, 32, 2, dtype=torch.float64) / 32
@@ -157,8 +248,9 @@ def test_rotary_angles_survive_bf16():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_stays_close_to_fp32(family):
-    config = preset(f"{family}-tiny", n_layers=2)
-    net = build(config).eval()
+    name = "bert" if family == "roberta" else family
+    config = preset(f"{name}-tiny", n_layers=2)
+    net = build(config, LM_HEAD[name]).eval()
     ids = token_ids(config, 2, 64)
     wide = net(ids, labels=ids).loss
     narrow = net.bfloat16()(ids, labels=ids).loss
@@ -168,7 +260,7 @@ def test_bf16_stays_close_to_fp32(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_acts_in_training_alone(family):
-    net = scramble(build(odd_config(family, 1).model_copy(update={"dropout": 0.3})))
+    net = make(family, dropout=0.3)
     ids = token_ids(net.config, 1, 9)
     assert not torch.equal(net.train()(ids).logits, net(ids).logits)
     assert torch.equal(net.eval()(ids).logits, net(ids).logits)

@@ -1,0 +1,185 @@
+"""Memory of a training step and of generation, from the config alone. Imports no torch.
+
+Weights, gradients and optimizer: Rajbhandari et al. 2020 ("ZeRO"), §3.1 and §5. Activations:
+Korthikanti et al. 2022 ("Reducing Activation Recomputation"), §4.1, counted anew for what the
+backward pass of this code keeps: fused attention keeps queries, keys, values and its output, and
+none of the T² scores; fused norms keep their input; nothing keeps masks where dropout is 0. A layer
+of GPT-2 comes to 16·d_model numbers per token: their 34·s·b·h bytes less two for masks.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+from model.config import ModelConfig
+from model.flops import default_head, parameters
+
+Recompute = Literal["none", "block", "attention", "mlp"]
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_WITHOUT_MASKS = ("llama", "qwen3")  # their dropout is inside attention, where it needs none
+_STATISTICS = 8  # mean and 1/std of a norm, fp32
+
+
+class Memory(NamedTuple):
+    """Bytes on one device at the peak of a step, by what they hold."""
+
+    weights: float
+    gradients: float
+    optimizer: float  # fp32 master weights and Adam's two moments
+    activations: float  # kept for the backward pass
+    recomputed: float  # of the layer that the backward pass has come to
+    logits: float  # scores over the vocabulary and their gradient, gone before the first layer's
+
+    @property
+    def total(self) -> float:
+        """What is there at once; buffers of communication and gaps of the allocator are not in."""
+        states = self.weights + self.gradients + self.optimizer
+        return states + self.activations + max(self.recomputed, self.logits)
+
+
+class _Layer(NamedTuple):
+    """Bytes per token that the backward pass of one layer needs."""
+
+    stream: float  # what enters its branches, and their sums
+    attention: float  # inside of the branch
+    mlp: float
+
+    def inside(self, recompute: Recompute) -> float:
+        """What a branch that is computed again does not keep."""
+        return {"attention": self.attention, "mlp": self.mlp}.get(recompute, 0.0)
+
+
+def training_memory(
+    config: ModelConfig,
+    seq_len: int,
+    batch_size: int = 1,
+    *,
+    dtype: str = "bf16",
+    head: str | None = None,
+    predicted_fraction: float = 1.0,
+    recompute: Recompute = "none",
+    zero_stage: int = 1,
+    n_devices: int = 1,
+    fused_loss: bool = False,
+) -> Memory:
+    """Bytes of a training step with Adam on one of `n_devices`.
+
+    seq_len, batch_size: tokens per row and rows of one micro-batch. dtype: of weights, gradients
+    and activations: "fp32", "bf16" or "fp16". predicted_fraction: as in `flops_per_token`.
+    recompute: as in `Transformer.set_recompute`. zero_stage: 1 divides the optimizer's states among
+    the devices, 2 the gradients too, 3 the weights too. fused_loss: the scores are never held.
+    Raises `ValueError` for a head that the family does not have.
+    """
+    size, width = parameters(config, head), BYTES[dtype]
+    weights, gradients, states = (n_devices if zero_stage >= stage else 1 for stage in (3, 2, 1))
+    # Without ZeRO, Adam works on fp32 weights themselves; every stage keeps a second copy.
+    optimizer = 8 if dtype == "fp32" and zero_stage == 0 else 12
+    tokens = seq_len * batch_size
+    kept = activation_bytes_per_token(
+        config,
+        dtype=dtype,
+        head=head,
+        predicted_fraction=predicted_fraction,
+        recompute=recompute,
+    )
+    scores = 0.0 if fused_loss else logit_bytes_per_token(config, dtype, head, predicted_fraction)
+    return Memory(
+        size * width / weights,
+        size * width / gradients,
+        size * optimizer / states,
+        tokens * kept,
+        tokens * recomputed_bytes_per_token(config, dtype, recompute),
+        tokens * scores,
+    )
+
+
+def activation_bytes_per_token(
+    config: ModelConfig,
+    *,
+    dtype: str = "bf16",
+    head: str | None = None,
+    predicted_fraction: float = 1.0,
+    recompute: Recompute = "none",
+) -> float:
+    """Bytes per token that the forward pass keeps for the backward pass, without logits."""
+    size = BYTES[dtype]
+    layers = [_layer(config, layer, size) for layer in range(config.n_layers)]
+    if recompute == "block":
+        blocks = float(config.n_layers * config.d_model * size)  # what enters each
+    else:
+        blocks = sum(sum(layer) - layer.inside(recompute) for layer in layers)
+    return blocks + _embedding(config, size) + _head(config, size, head, predicted_fraction)
+
+
+def recomputed_bytes_per_token(
+    config: ModelConfig, dtype: str = "bf16", recompute: Recompute = "none"
+) -> float:
+    """Bytes per token that the backward pass makes again, for one layer at a time."""
+    layers = [_layer(config, layer, BYTES[dtype]) for layer in range(config.n_layers)]
+    if recompute == "block":
+        return max(sum(layer) for layer in layers)
+    return max(layer.inside(recompute) for layer in layers)
+
+
+def logit_bytes_per_token(
+    config: ModelConfig,
+    dtype: str = "bf16",
+    head: str | None = None,
+    predicted_fraction: float = 1.0,
+) -> float:
+    """Bytes per token of the scores over the vocabulary at their peak, in the backward pass.
+
+    Log-probabilities and their gradient in fp32, and the gradient of the scores where their own
+    dtype is another. Heads of a few classes count for nothing.
+    """
+    if (head or default_head(config)) not in ("causal_lm", "masked_lm", "pretraining"):
+        return 0.0
+    half = 0 if dtype == "fp32" else BYTES[dtype]
+    return predicted_fraction * config.vocab_size * (4 + 4 + half)
+
+
+def kv_cache_bytes_per_token(config: ModelConfig, dtype: str = "bf16") -> int:
+    """Bytes that generation keeps for each token of a text: keys and values of every layer."""
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * BYTES[dtype]
+
+
+def _layer(config: ModelConfig, layer: int, size: int) -> _Layer:
+    d, is_pre = config.d_model, config.norm_place == "pre"
+    mask = _mask(config)
+    # Pre: the norms' inputs, whose results lie in the branches. Post: the branches' inputs, and the
+    # sums that the norms take.
+    has_norm = not (layer == 0 and is_pre and config.embedding_norm)
+    stream = (2 if is_pre else 4) * d * size + (1 + has_norm) * _STATISTICS
+    query, both = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    attention = query + 2 * both + query  # packed QKV, and the mixed values
+    if config.positions == "rotary":
+        attention += query + both  # turned queries and keys; values stay in the packed tensor
+    log_sums = 4 * config.n_heads
+    inner = {"relu": 1, "relu2": 2}.get(config.mlp, 4 if config.is_gated else 2) * config.d_ff
+    normed = d if is_pre else 0
+    return _Layer(
+        stream,
+        (attention + normed * has_norm) * size + log_sums + mask,
+        (inner + normed) * size + mask,
+    )
+
+
+def _embedding(config: ModelConfig, size: int) -> float:
+    norm = config.d_model * size + _STATISTICS if config.embedding_norm else 0
+    return norm + _mask(config)
+
+
+def _mask(config: ModelConfig) -> int:
+    """Bytes per token of one dropout's mask."""
+    return config.d_model if config.dropout and config.family not in _WITHOUT_MASKS else 0
+
+
+def _head(config: ModelConfig, size: int, head: str | None, predicted_fraction: float) -> float:
+    head, d = default_head(config) if head is None else head, config.d_model
+    last_norm = d * size + _STATISTICS if config.norm_place == "pre" else 0
+    if head == "sequence":
+        return last_norm  # of one token per text next to nothing more
+    transform = 3 * d * size + _STATISTICS
+    if head in ("masked_lm", "pretraining"):
+        return last_norm + predicted_fraction * (d * size + transform)
+    is_transformed = config.family == "modernbert"
+    return last_norm + d * size + (transform if is_transformed else 0)

@@ -1,0 +1,112 @@
+"""Maximal update parametrisation: what the width does to activations and to groups."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model import build, preset
+from model.config import ModelConfig
+from model.init import parameter_groups
+
+WIDTHS = (64, 128, 256, 512, 1024)
+BASE = 64
+
+
+def model_of(width: int, *, mup: bool) -> ModelConfig:
+    return ModelConfig(
+        family="llama",
+        n_layers=2,
+        n_heads=width // 32,  # heads stay 32 wide, so that attention's 1/√head_dim stays too
+        d_model=width,
+        d_ff=2 * width,
+        vocab_size=64,
+        max_seq_len=32,
+        tie_embeddings=False,
+        init_std=0.05,
+        mup_base_width=BASE if mup else None,
+    )
+
+
+def activations_after_training(config: ModelConfig, steps: int = 6) -> dict[str, float]:
+    """Mean size of hidden states and logits after some steps of Adam."""
+    torch.manual_seed(0)
+    net = build(config)
+    ids = torch.randint(0, config.vocab_size, (8, 32))
+    groups = parameter_groups(net, 0.0)
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_scale"]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(ids, labels=ids).loss.backward()
+        optimizer.step()
+    sizes: dict[str, float] = {}
+
+    def keep(name: str):
+        def hook(_: nn.Module, __: object, out: torch.Tensor) -> None:
+            sizes[name] = out.abs().mean().item()
+
+        return hook
+
+    for number, block in enumerate(net.trunk.blocks):
+        block.register_forward_hook(keep(f"block {number}"))
+        block.attention.register_forward_hook(keep(f"attention {number}"))
+        block.mlp.register_forward_hook(keep(f"mlp {number}"))
+    sizes["logits"] = net(ids).logits.abs().mean().item()
+    return sizes
+
+
+def slopes(*, mup: bool) -> dict[str, float]:
+    """Growth of each activation with the width: the exponent p of width^p."""
+    found = [activations_after_training(model_of(width, mup=mup)) for width in WIDTHS]
+    x = torch.tensor([math.log(width) for width in WIDTHS])
+    x = x - x.mean()
+    result = {}
+    for name in found[0]:
+        y = torch.tensor([math.log(sizes[name]) for sizes in found])
+        result[name] = float((x * y).sum() / (x * x).sum())
+    return result
+
+
+def test_coordinate_check():
+    """Flat over a 16-fold width with muP (Yang et al. 2022, appendix D.1); growing without."""
+    with_mup, without = slopes(mup=True), slopes(mup=False)
+    assert all(abs(slope) < 0.2 for slope in with_mup.values()), with_mup
+    assert without["logits"] > 0.4, without
+    assert without["block 1"] > 0.4, without
+
+
+def test_groups_and_initial_scales():
+    config = model_of(256, mup=True)
+    net = build(config)
+    groups = {group["name"]: group for group in parameter_groups(net, 0.1)}
+    assert {name: group["lr_scale"] for name, group in groups.items()} == {
+        "decay": 1.0,
+        "decay_wide": 0.25,
+        "no_decay": 1.0,
+    }
+    assert groups["decay_wide"]["weight_decay"] == pytest.approx(0.4)
+    [embedding] = groups["decay"]["params"]
+    assert embedding is net.trunk.token_embedding.weight
+    assert any(p is net.unembedding.weight for p in groups["decay_wide"]["params"])
+    assert embedding.std().item() == pytest.approx(0.05, rel=0.05)
+    assert net.trunk.blocks[0].mlp.down.weight.std().item() == pytest.approx(0.025, rel=0.05)
+    assert not net.unembedding.weight.any()
+
+
+def test_the_base_width_changes_nothing():
+    plain, based = (model_of(64, mup=mup) for mup in (False, True))
+    nets = []
+    for config in (plain, based):
+        torch.manual_seed(1)
+        nets.append(build(config))
+    for first, second in zip(*(net.trunk.parameters() for net in nets), strict=True):
+        assert torch.equal(first, second)
+    assert [g["name"] for g in parameter_groups(nets[1], 0.1)] == ["decay", "no_decay"]
+
+
+def test_a_preset_takes_it():
+    config = preset("llama-tiny", d_model=256, mup_base_width=128, tie_embeddings=False)
+    assert config.width_ratio == 2
