@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from runtime import zero_layout
+from runtime import dist, zero_layout
 from runtime.dist import Ranks
+from runtime.optim import squared_norms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,6 +24,7 @@ class StepResult(NamedTuple):
     loss: torch.Tensor  # this rank's share of the step's mean loss; the shares add up to it
     grad_norm: torch.Tensor  # global, before clipping; a scalar, NaN where it was not computed
     applied: bool  # False where the gradients overflowed and the step was skipped
+    update_ratio: float | None = None  # ‖Δw‖ ÷ ‖w‖ over all master weights; None: not asked for
 
 
 class Engine:
@@ -49,10 +52,16 @@ class Engine:
         micro_batches: Iterable[Any],
         loss_of: Callable[[nn.Module, Any], torch.Tensor],
         lr: float,
+        *,
+        measure_update: bool = False,
     ) -> StepResult:
-        """Forward, backward, one optimizer step over exactly `accumulation_steps` micro-batches."""
+        """Forward, backward, one optimizer step over exactly `accumulation_steps` micro-batches.
+
+        lr: of groups without an `lr_scale`; a group with one takes that multiple of it.
+        measure_update: also compute `update_ratio`, for which all ranks wait for one another.
+        """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         # DeepSpeed divides by the accumulation steps and averages over the ranks; we want sums.
         scale = self.accumulation_steps * self.ranks.world_size
         total = torch.zeros((), device=self.ranks.device)
@@ -67,7 +76,21 @@ class Engine:
         if self._stage > 0:
             # Not read here: a step must not wait for the GPU.
             grad_norm = torch.as_tensor(self._engine.get_global_grad_norm())
-        return StepResult(total, grad_norm, bool(self._engine.was_step_applied()))
+        applied = bool(self._engine.was_step_applied())
+        ratio = None
+        if measure_update:
+            ratio = self._update_ratio() if applied else 0.0
+        return StepResult(total, grad_norm, applied, ratio)
+
+    def _update_ratio(self) -> float:
+        """‖w − w₀‖ ÷ ‖w₀‖ of the last step, w₀ the master weights before it. Collective."""
+        steps = self.optimizer_steps()
+        squares = torch.zeros(2, dtype=torch.float64)
+        for part in zero_layout.parts(self._engine, self._stage, self.ranks):
+            squares = squares.to(part.master.device)
+            squares += squared_norms(part.master, part.state, part.group, steps)
+        update, weight = dist.sum_over_ranks(squares.tolist())
+        return math.sqrt(update / weight) if weight else 0.0
 
     def _plain_grad_norm(self) -> torch.Tensor:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -103,13 +126,49 @@ class Engine:
         """Fill this rank's part of master weights and moments, whatever topology wrote them.
 
         `read(parameter name, key, start, numel)` returns that stretch of the flattened tensor.
+        The module's own parameters follow from the master weights. Collective.
         """
         zero_layout.load(self._engine, self._stage, self.ranks, read, optimizer_steps)
+
+
+@contextlib.contextmanager
+def partitioned_construction(config: dict[str, Any], ranks: Ranks) -> Iterator[None]:
+    """Construct modules under ZeRO-3 so that no rank ever holds one of them whole. Collective.
+
+    Each submodule is made as always, on the host and in fp32, so that it draws the random weights
+    that it draws under every other stage; the moment it is made, its weights are rounded to the
+    run's precision, moved to the device, and cut to this rank's part (Rajbhandari et al. 2020).
+    A rank holds its part of the model and one submodule's own weights at a time.
+    config: as given to `Engine`. Without effect at stages 0 to 2.
+    """
+    if config["zero_optimization"]["stage"] < 3:
+        yield
+        return
+    deepspeed = _import_deepspeed(ranks)
+
+    class Partitioned(deepspeed.zero.Init):  # type: ignore[misc, name-defined]
+        def _post_init_method(self, module: nn.Module) -> None:
+            for parameter in module.parameters(recurse=False):
+                if not hasattr(parameter, "ds_id"):
+                    parameter.data = parameter.data.to(self.dtype)
+            super()._post_init_method(module)
+
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    # Without overrides: DeepSpeed's own would have weights drawn in 16 bit, on the device.
+    with Partitioned(config_dict_or_path=config, tensor_overrides=[]):
+        yield
 
 
 def _initialize(
     module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks
 ) -> Any:
+    engine, *_ = _import_deepspeed(ranks).initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def _import_deepspeed(ranks: Ranks) -> Any:
     os.environ["DS_ACCELERATOR"] = ranks.device.type
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # asserted by DeepSpeed
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -121,10 +180,7 @@ def _initialize(
     warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
     # The shared-memory collective compiles C++ for a minute on first use: plain gloo instead.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=config, dist_init_required=False
-    )
-    return engine
+    return deepspeed
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Optimizers, built from the config."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,3 +16,34 @@ def build_optimizer(groups: Iterable[dict[str, Any]], optim: Optim) -> torch.opt
     return torch.optim.AdamW(
         list(groups), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
     )
+
+
+_CHUNK = 1 << 24  # elements that a norm is computed over at a time: 64 MB per temporary tensor
+
+
+@torch.no_grad()
+def squared_norms(
+    weight: torch.Tensor, state: Mapping[str, torch.Tensor], group: Mapping[str, Any], steps: int
+) -> torch.Tensor:
+    """‖Δw‖² and ‖w₀‖² of the last AdamW step, w₀ the weight before it; (2,) in double precision.
+
+    Computed from what the step left behind, so that no copy of the weights must be kept.
+    weight: (n,). state: its moments, (n,) each. group: its settings. steps: taken so far.
+    """
+    lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
+    decay = lr * group["weight_decay"]
+    squares = torch.zeros(2, dtype=torch.float64, device=weight.device)
+    tensors = (weight, state["exp_avg"], state["exp_avg_sq"])
+    for after, first, second in zip(*(torch.split(t, _CHUNK) for t in tensors), strict=True):
+        adam = second.div(1 - beta2**steps).sqrt_().add_(eps).reciprocal_()
+        adam.mul_(first).mul_(lr / (1 - beta1**steps))
+        # The step was w = w₀ · (1 − decay) − adam.
+        before = (after + adam).div_(1 - decay)
+        update = adam.add_(before, alpha=decay)
+        squares += torch.stack([_square(update), _square(before)])
+    return squares
+
+
+def _square(x: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm.square()

@@ -1,7 +1,8 @@
 """The config sections that pretraining and fine-tuning share. Torch-free: checks start fast."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic import Field
 
 from runtime.config import Config, key
@@ -53,12 +54,21 @@ class Parallel(Config):
     offload: Literal["none", "optimizer"] = key(
         "none", "optimizer: keep master weights and moments in host memory"
     )
-    activation_checkpointing: bool = key(
-        False, "Keep no activations inside the blocks; compute them again in the backward pass"
+    activation_checkpointing: Literal["none", "block", "attention", "mlp"] = key(
+        "none",
+        "Activations that the backward pass computes again instead of keeping them; none keeps "
+        "all, block only each block's input (least memory), attention or mlp all but those of "
+        "that branch. true means block, false none",
     )
     communication_timeout_s: int = key(
         600, "A collective that takes longer ends the run", unit="s", ge=1
     )
+
+    @pydantic.field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _from_switch(cls, value: Any) -> Any:
+        """Read the two values of the time when it was a switch."""
+        return {True: "block", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class Checkpoint(Config):

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from runtime import dist, sections
 from runtime.checkpoint import newest_verified
 from runtime.checkpoint.reader import TrainingState
 from runtime.checkpoint.writer import save
 from runtime.deepspeed_config import deepspeed_config
-from runtime.engine import Engine
+from runtime.engine import Engine, partitioned_construction
 from runtime.errors import leave
 from runtime.optim import build_optimizer
 from runtime.selftest import _OPTIM, SEQUENCES, _batch, _groups, _loss, _new_net
@@ -31,12 +31,6 @@ def main() -> None:
     root, stage, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     first, last = int(sys.argv[4]), int(sys.argv[5])
     ranks = dist.init("cpu", 60)
-    net = _new_net(precision)
-    found = newest_verified(root) if first else None
-    if found is not None:
-        assert found.step == first
-        weights = load_file(found.path / "weights.safetensors")
-        net.load_state_dict({k: v.float() for k, v in weights.items()})
     local = SEQUENCES // ranks.world_size
     config = deepspeed_config(
         sections.Parallel(zero_stage=stage),
@@ -47,8 +41,13 @@ def main() -> None:
         max_grad_norm=1.0,
         device_type="cpu",
     )
+    with partitioned_construction(config, ranks):
+        net = _new_net(precision)  # at a resume too: the slices are all that is read
     engine = Engine(net, build_optimizer(_groups(net), _OPTIM), config, ranks)
-    if found is not None:
+    if first:
+        found = newest_verified(root)
+        assert found is not None
+        assert found.step == first
         state = TrainingState(found.path)
         engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
     weight = local / 2 / SEQUENCES

@@ -75,7 +75,7 @@ def test_resume_on_the_same_ranks_is_bit_exact(saved: Path, straight: Any, tmp_p
     assert resumed["digests"] == straight["digests"]
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 3), (2, 2)])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 3), (2, 2), (2, 3)])
 def test_resume_on_another_topology(
     saved: Path, straight: Any, tmp_path: Path, ranks: int, stage: int
 ) -> None:
@@ -83,10 +83,11 @@ def test_resume_on_another_topology(
     assert resumed["losses"] == pytest.approx(straight["losses"][4:], rel=1e-6)
 
 
-def test_bf16_resumes_from_the_fp32_master_weights(tmp_path: Path) -> None:
-    whole = work(tmp_path / "whole", 1, 1, "bf16", 0, 6)
-    work(tmp_path / "parts", 1, 1, "bf16", 0, 3)
-    rest = work(tmp_path / "parts", 1, 1, "bf16", 3, 6)
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
+def test_bf16_resumes_from_the_fp32_master_weights(tmp_path: Path, ranks: int, stage: int) -> None:
+    whole = work(tmp_path / "whole", ranks, stage, "bf16", 0, 6)
+    work(tmp_path / "parts", ranks, stage, "bf16", 0, 3)
+    rest = work(tmp_path / "parts", ranks, stage, "bf16", 3, 6)
     assert rest["losses"] == whole["losses"][3:]
     assert rest["digests"] == whole["digests"]
 
