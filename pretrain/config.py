@@ -2,101 +2,33 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pydantic
 
 from data_prep.shards import Shards
+from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
 from model.presets import preset
+from pretrain.checks import check_data
+from pretrain.objectives.traits import TRAITS
+from pretrain.sections import (
+    Batch,
+    Data,
+    DeepSpeed,
+    Evaluate,
+    Infilling,
+    Masking,
+    Model,
+    Objective,
+    Pairs,
+)
 from runtime import hardware, sections
 from runtime.checks import check_batch, check_run_dir, check_schedule
 from runtime.config import Config, Problem, key, section
 from runtime.deepspeed_config import misplaced_keys, owned_keys
-from runtime.errors import UserError
 
-_FROM_ELSEWHERE = {"num_labels", "id2label"}  # a pretraining run has no labels
-
-_SHAPE_KEYS: Any = {
-    name: (
-        Any if info.annotation is None else info.annotation | None,
-        key(None, info.description or ""),
-    )
-    for name, info in ModelConfig.model_fields.items()
-    if name not in _FROM_ELSEWHERE
-}
-
-
-class _Preset(Config):
-    """The model: a preset, and every key of ModelConfig that differs from it."""
-
-    preset: str | None = key("llama-tiny", "Named shape to start from; none = write every key")
-
-
-Model = pydantic.create_model("Model", __base__=_Preset, **_SHAPE_KEYS)
-
-
-class Source(Config):
-    """A prepared directory and its share of the tokens."""
-
-    path: str = key(..., "Directory that data_prep wrote")
-    weight: float = key(1.0, "Relative share of the training tokens", gt=0)
-
-
-class Data(Config):
-    """What to train and validate on."""
-
-    train: str | tuple[Source, ...] = key(
-        "runs/demo/data", "Prepared directory, or a list of {path, weight}"
-    )
-    valid: str | None = key(
-        None, "Prepared directory of the validation split; none = the first of train"
-    )
-    seq_len: int = key(512, "Tokens per training sequence", unit="tokens", ge=2)
-    packing: Literal["concat", "documents"] = key(
-        "concat",
-        "concat: documents back to back; documents: the same, but none attends to another",
-    )
-
-    verify: bool = key(
-        True, "Hash every shard before the first step; done once for a run and its data"
-    )
-
-    @property
-    def sources(self) -> list[Source]:
-        """The training sources as a list."""
-        return [Source(path=self.train)] if isinstance(self.train, str) else list(self.train)
-
-    @property
-    def valid_path(self) -> str:
-        """Where the validation split lies."""
-        return self.valid or self.sources[0].path
-
-
-class Batch(Config):
-    """How many sequences make a step."""
-
-    global_batch_size: int = key(
-        32, "Sequences per optimizer step, all ranks", unit="sequences", ge=1
-    )
-    micro_batch_size: int | None = key(
-        None, "Sequences per forward pass and rank; none = all at once", unit="sequences", ge=1
-    )
-
-
-class Evaluate(Config):
-    """Evaluation on the validation split."""
-
-    every_steps: int = key(250, "Evaluate every so many steps and at the end; 0 = never", ge=0)
-    max_sequences: int = key(
-        512, "Sequences per evaluation; 0 = the whole split", unit="sequences", ge=0
-    )
-
-
-class DeepSpeed(Config):
-    """Expert settings that are passed through."""
-
-    extra: dict[str, Any] = key({}, "Merged into the generated DeepSpeed configuration, last")
+_MASKED_PRESET = "bert-tiny"
 
 
 class PretrainConfig(Config):
@@ -105,12 +37,16 @@ class PretrainConfig(Config):
     run: sections.Run = section(sections.Run, "The run")
     model: Model = section(Model, "The model")
     data: Data = section(Data, "The data")
-    objective: Literal["causal_lm"] = key("causal_lm", "What the model learns to predict")
+    objective: Objective = key("causal_lm", "What the model learns to predict")
+    masking: Masking = section(Masking, "What masked objectives hide")
+    pairs: Pairs = section(Pairs, "What masked_lm_nsp and masked_lm_sop pair")
+    infilling: Infilling = section(Infilling, "What fill_in_the_middle turns around")
     batch: Batch = section(Batch, "The batch")
     steps: int | None = key(None, "Length of the run; give steps or tokens", unit="steps", ge=1)
     tokens: int | None = key(
         None,
-        "Length of the run; never exceeded, so the last partial step is left out",
+        "Length of the run in positions, padding counted; never exceeded, so the last partial step "
+        "is left out",
         unit="tokens",
         ge=1,
     )
@@ -155,13 +91,34 @@ class PretrainConfig(Config):
         given = {k: v for k, v in self.model.model_dump().items() if v is not None}
         name = given.pop("preset", None)
         # An id of the released model's tokenizer means nothing in another vocabulary.
-        from_data = {
+        from_data: dict[str, int | None] = {
             "vocab_size": data.vocab_size,
             "bos_token_id": data.eod_id,
             "eos_token_id": data.eod_id,
         }
+        if TRAITS[self.objective].is_masked:
+            roles = SpecialTokens(data.tokenizer_dir)
+            from_data |= {
+                "bos_token_id": roles.cls_id,
+                "eos_token_id": roles.sep_id,
+                "pad_token_id": roles.pad_id,
+            }
         given = {**from_data, **given}
         return preset(name, **given) if name else ModelConfig(**given)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _preset_of_masked(cls, data: Any) -> Any:
+        """Start from a model that sees both sides where the objective needs one and none is named.
+
+        Here and not where it is used, so that the stored config says which model was trained.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("model", {}), dict):
+            return data
+        traits = TRAITS.get(data.get("objective", "causal_lm"))
+        if traits is None or not traits.is_masked or "preset" in data.get("model", {}):
+            return data
+        return {**data, "model": {"preset": _MASKED_PRESET, **data.get("model", {})}}
 
     @pydantic.model_validator(mode="after")
     def _length(self) -> Self:
@@ -176,7 +133,7 @@ def check(config: PretrainConfig, world_size: int) -> list[Problem]:
         *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
         *_check_length(config),
         *_check_precision(config),
-        *_check_data(config),
+        *check_data(config),
         *check_run_dir(config.run_dir),
         *_check_deepspeed(config),
     ]
@@ -210,79 +167,6 @@ def _check_precision(config: PretrainConfig) -> Iterator[Problem]:
     if config.compile and device == "cpu" and not hardware.has_cpp_compiler():
         yield Problem(
             "compile", "needs a C++ compiler and none is on PATH; install g++, or write false"
-        )
-
-
-def open_data(path: str, split: str) -> Shards:
-    """Open one split of a prepared directory; raises UserError."""
-    return Shards(path, split=split)
-
-
-def _check_data(config: PretrainConfig) -> Iterator[Problem]:
-    opened = []
-    for source in config.data.sources:
-        try:
-            opened.append(open_data(source.path, "train"))
-        except UserError as error:
-            yield Problem("data.train", str(error))
-    # Where the whole directory is bad, the line above says so already.
-    broken = {s.path for s in config.data.sources} - {str(o.directory) for o in opened}
-    if config.evaluate.every_steps and config.data.valid_path not in broken:
-        yield from _check_validation(config)
-    if opened:
-        yield from _check_tokenizers(config, opened)
-        yield from _check_model(config, opened[0])
-
-
-def _check_validation(config: PretrainConfig) -> Iterator[Problem]:
-    mend = "prepare it with split.valid > 0, or write evaluate.every_steps: 0"
-    try:
-        if open_data(config.data.valid_path, "valid").tokens < 2:
-            yield Problem("data.valid", f"{config.data.valid_path} has an empty split; {mend}")
-    except UserError as error:
-        yield Problem("data.valid", f"{error}; {mend}")
-
-
-def _check_tokenizers(config: PretrainConfig, opened: list[Shards]) -> Iterator[Problem]:
-    first = opened[0]
-    for other in opened[1:]:
-        if other.tokenizer_sha256 != first.tokenizer_sha256:
-            yield Problem(
-                "data.train",
-                f"{other.directory} was made with another tokenizer than {first.directory}; "
-                "prepare both with the same tokenizer.path",
-            )
-    for shards in opened:
-        if shards.tokens < config.data.seq_len:
-            yield Problem(
-                "data.seq_len",
-                f"{config.data.seq_len} is more than all {shards.tokens} tokens of "
-                f"{shards.directory}",
-            )
-
-
-def _check_model(config: PretrainConfig, data: Shards) -> Iterator[Problem]:
-    try:
-        model = config.model_config_for(data)
-    except pydantic.ValidationError as error:
-        for item in error.errors(include_url=False):
-            dotted = ".".join(map(str, ("model", *item["loc"])))
-            yield Problem(dotted, item["msg"].removeprefix("Value error, "))
-        return
-    except ValueError as error:
-        yield Problem("model.preset", str(error))
-        return
-    if model.vocab_size != data.vocab_size:
-        yield Problem(
-            "model.vocab_size",
-            f"{model.vocab_size} differs from the {data.vocab_size} of the tokenizer in "
-            f"{data.directory}; leave the key out and it is taken from the data",
-        )
-    if config.data.seq_len > model.max_seq_len:
-        yield Problem(
-            "data.seq_len",
-            f"{config.data.seq_len} is more than model.max_seq_len = {model.max_seq_len}; "
-            f"write model.max_seq_len: {config.data.seq_len}, or shorten the sequences",
         )
 
 

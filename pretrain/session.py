@@ -9,12 +9,17 @@ import torch
 
 from data_prep.loader import Loader
 from data_prep.shards import Shards
-from model import build, load_pretrained, save_pretrained
+from model import build, save_pretrained
 from model.config import ModelConfig
 from model.flops import mfu, parameters
 from model.heads import Model
+from model.hf import read_config
 from model.init import parameter_groups
-from pretrain.config import PretrainConfig, open_data
+from pretrain.config import PretrainConfig
+from pretrain.evaluate import Validation
+from pretrain.objectives import make_objective
+from pretrain.objectives.draws import VALIDATION_SEED
+from pretrain.objectives.objective import Objective
 from pretrain.verify import verify_data
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
@@ -24,14 +29,12 @@ from runtime.checkpoint.writer import save
 from runtime.config import flat
 from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
-from runtime.engine import Engine
+from runtime.engine import Engine, partitioned_construction
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import MetricsLog, Progress, device_name
 from runtime.optim import build_optimizer
 from runtime.run_directory import newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
-
-HEAD = "causal_lm"
 
 
 @dataclass
@@ -42,7 +45,9 @@ class Session:
     ranks: Ranks
     model_config: ModelConfig
     tokenizer_dir: Path
+    objective: Objective
     loader: Loader
+    validation: Validation | None  # None where there is never an evaluation
     engine: Engine
     log: MetricsLog | None  # on the main rank
     progress: Progress
@@ -50,6 +55,7 @@ class Session:
     tokens_seen: int = 0
     saved_step: int | None = None
     skipped_in_a_row: int = 0
+    attention_length: int = 0  # tokens that one attends to, for the count of FLOPs
 
     @property
     def checkpoints(self) -> Path:
@@ -84,15 +90,17 @@ class Session:
         if self.log is not None:
             self.log.record(self.step, tokens_seen=self.tokens_seen, **values)
 
-    def utilisation(self, tokens_per_second: float) -> dict[str, float | None]:
+    def mfu(self, tokens_per_second: float, predicted_fraction: float) -> dict[str, float | None]:
         """Model-FLOPs utilisation in both attention conventions; None on an unknown device."""
         found = mfu(
             tokens_per_second,
             self.model_config,
-            self.config.data.seq_len,
+            self.attention_length,
             device_name(self.ranks.device),
             self.ranks.world_size,
             self.config.precision,
+            head=self.objective.head,
+            predicted_fraction=predicted_fraction,
         )
         return {"mfu": found and found.full, "mfu_causal": found and found.causal}
 
@@ -101,27 +109,33 @@ def start(config: PretrainConfig, ranks: Ranks) -> Session:
     """Build a run, or take up the newest whole checkpoint in its directory. Collective."""
     prepare_run_directory(config.run_dir, config)
     dist.together(lambda: verify_data(config), only_main=True)
-    train = [open_data(source.path, "train") for source in config.data.sources]
+    train = [Shards(source.path, "train") for source in config.data.sources]
     model_config = config.model_config_for(train[0])
+    objective = make_objective(config, train, config.run.seed)
     loader = Loader(
         list(zip(train, [source.weight for source in config.data.sources], strict=True)),
-        seq_len=config.data.seq_len,
         global_batch_size=config.batch.global_batch_size,
         seed=config.run.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        document_boundaries=config.data.packing == "documents",
+        layout=objective.layout,
+        collate=objective.collate,
     )
     checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
-    net = _build_model(config, model_config, checkpoint)
-    net.trunk.checkpoints_activations = config.parallel.activation_checkpointing
-    if config.compile:
-        for block in net.trunk.blocks:
-            block.compile()
-    engine = _build_engine(config, net, ranks)
-    progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
+    if checkpoint is not None:
+        _check_architecture(model_config, checkpoint)
     session = Session(
-        config, ranks, model_config, train[0].tokenizer_dir, loader, engine, None, progress
+        config,
+        ranks,
+        model_config,
+        train[0].tokenizer_dir,
+        objective,
+        loader,
+        _validation(config),
+        engine=_build_engine(config, model_config, objective.head, ranks),
+        log=None,
+        progress=Progress(config.total_steps, stream=None if ranks.is_main else _devnull()),
+        attention_length=_attention_length(loader),
     )
     if checkpoint is not None:
         _restore(session, checkpoint)
@@ -129,38 +143,47 @@ def start(config: PretrainConfig, ranks: Ranks) -> Session:
         session.log = MetricsLog(
             config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard
         )
-        _introduce(session, train, checkpoint)
+        _introduce(session, checkpoint)
     return session
+
+
+def _validation(config: PretrainConfig) -> Validation | None:
+    if not config.evaluate.every_steps:
+        return None
+    shards = Shards(config.data.valid_path, "valid")
+    return Validation(config, shards, make_objective(config, [shards], VALIDATION_SEED))
+
+
+def _attention_length(loader: Loader) -> int:
+    """Tokens of a row, or of an isolated document on average: never more work than was done."""
+    if not loader.layout.by_document:
+        return loader.layout.seq_len
+    report = loader.packing_report()
+    return report.tokens // report.segments + loader.layout.overhead
 
 
 def _devnull() -> Any:
     return Path(os.devnull).open("w")  # open as long as the run lives
 
 
-def _build_model(
-    config: PretrainConfig, model_config: ModelConfig, checkpoint: CheckpointInfo | None
-) -> Model:
-    if checkpoint is None:
-        seed_initialisation(config.run.seed)
-        return build(model_config, head=HEAD)
-    net = load_pretrained(checkpoint.path, head=HEAD, dropout=model_config.dropout)
-    stored, wanted = net.config.model_dump(), model_config.model_dump()
+def _check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
+    stored = read_config(checkpoint.path, dropout=wanted.dropout).model_dump()
     # What can change from one stretch of a run to the next without changing the architecture.
     free = {"dropout", "init_std", "pad_token_id", "num_labels", "id2label"}
-    different = [k for k in wanted if k not in free and stored[k] != wanted[k]]
+    different = [k for k, v in wanted.model_dump().items() if k not in free and stored[k] != v]
     if different:
-        listed = ", ".join(f"model.{k}: {stored[k]} → {wanted[k]}" for k in different)
+        listed = ", ".join(f"model.{k}: {stored[k]} → {getattr(wanted, k)}" for k in different)
         raise UserError(
             f"{checkpoint.path} is of another architecture ({listed}); "
             "restore the config, or choose another run.dir",
             status=EXIT_BAD_INPUT,
         )
-    return net.float().train()
 
 
-def _build_engine(config: PretrainConfig, net: Model, ranks: Ranks) -> Engine:
-    net.to(ranks.device)
-    optimizer = build_optimizer(parameter_groups(net, config.optim.weight_decay), config.optim)
+def _build_engine(
+    config: PretrainConfig, model_config: ModelConfig, head: str, ranks: Ranks
+) -> Engine:
+    """Build a model with new weights under its engine; a checkpoint's are read in slices."""
     settings = deepspeed_config(
         config.parallel,
         config.precision,
@@ -171,6 +194,16 @@ def _build_engine(config: PretrainConfig, net: Model, ranks: Ranks) -> Engine:
         device_type=ranks.device.type,
         extra=config.deepspeed.extra,
     )
+    seed_initialisation(config.run.seed)
+    with partitioned_construction(settings, ranks):
+        net = build(model_config, head=head)
+    net.to(ranks.device)
+    net.trunk.set_recompute(config.parallel.activation_checkpointing)
+    net.trunk.splits_documents = not config.compile
+    if config.compile:
+        for block in net.trunk.blocks:
+            block.compile()
+    optimizer = build_optimizer(parameter_groups(net, config.optim.weight_decay), config.optim)
     return Engine(net, optimizer, settings, ranks)
 
 
@@ -192,18 +225,26 @@ def _tell_changes(session: Session, stored: dict[str, Any]) -> None:
             session.progress.say(f"changed: {name} was {before.get(name)}, now {now.get(name)}")
 
 
-def _introduce(session: Session, train: list[Shards], checkpoint: CheckpointInfo | None) -> None:
+def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
     config, ranks, say = session.config, session.ranks, session.progress.say
-    tokens = config.total_steps * config.tokens_per_step
-    epochs = tokens / sum(shards.tokens for shards in train)
     say(
-        f"{session.model_config.family} model, {parameters(session.model_config) / 1e6:.2f} M "
-        f"parameters; {config.precision}, ZeRO-{config.parallel.zero_stage}, "
+        f"{session.model_config.family} model, "
+        f"{parameters(session.model_config, session.objective.head) / 1e6:.2f} M parameters; "
+        f"{config.objective}; {config.precision}, ZeRO-{config.parallel.zero_stage}, "
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
+    report = session.loader.packing_report()
+    epochs = config.total_steps * config.batch.global_batch_size / report.samples
+    positions = config.total_steps * config.tokens_per_step
     say(
-        f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens = {tokens:,} "
+        f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens = {positions:,} "
         f"({epochs:.2f} epochs); run directory {config.run_dir}"
     )
+    layout = session.objective.layout
+    if layout.by_document:
+        say(
+            f"{layout.packing}: {100 * report.utilisation:.1f} % of positions hold tokens; "
+            f"{report.cut_documents:,} of {report.documents:,} documents cut"
+        )
     if checkpoint is not None:
         say(f"resumed from {checkpoint.path}, step {session.step}")

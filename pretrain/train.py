@@ -3,9 +3,9 @@
 import math
 
 from pretrain.config import PretrainConfig
-from pretrain.evaluate import validation_loss
-from pretrain.objectives import predicted_tokens, split, weighted
+from pretrain.objectives.batch import Counts, count, split, weighted
 from pretrain.session import Session, start
+from pretrain.tally import Tally
 from runtime import dist
 from runtime.dist import Ranks
 from runtime.engine import StepResult
@@ -25,30 +25,30 @@ def train(config: PretrainConfig, ranks: Ranks) -> int:
         session.progress.say(f"already finished: {session.step} of {total} steps")
         return EXIT_OK
     batches = iter(session.loader)
-    rate = Rate()
+    rate, tally = Rate(), Tally()
     stopping = False
     while session.step < total and not stopping:
         batch = next(batches)
-        # One agreement a step: how many targets all ranks hold, and whether one was told to stop.
-        tokens, stops = dist.sum_over_ranks([float(predicted_tokens(batch)), stop.check()])
-        stopping = stops > 0
+        # One agreement a step: what all ranks hold, and whether one was told to stop.
+        *sums, stops = dist.sum_over_ranks([*count(batch), stop.check()])
+        held, stopping = Counts(*sums), stops > 0
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
+        is_last = session.step + 1 == total or stopping
+        saves = is_last or _is_due(session.step + 1, config.checkpoint.every_steps)
+        logs = saves or _is_due(session.step + 1, config.log.every_steps)
         result = session.engine.train_step(
-            split(batch, micro_batch_size, ranks.device), weighted(config.objective, tokens), lr
+            split(batch, micro_batch_size, ranks.device), weighted(held), lr, measure_update=logs
         )
         session.step += 1
-        session.tokens_seen += config.tokens_per_step
-        rate.add(config.tokens_per_step)
+        session.tokens_seen += int(held.tokens)
+        rate.add(int(held.tokens))
+        tally.add(held, config.tokens_per_step)
         _count_skipped(session, result)
-        is_last = session.step == total or stopping
-        saves = is_last or _is_due(session.step, config.checkpoint.every_steps)
-        if saves or session.step % config.log.every_steps == 0:
-            _log_step(session, result, lr, rate)
+        if logs:
+            _log_step(session, result, lr, rate, tally)
         if _is_due(session.step, config.evaluate.every_steps, at_end=session.step == total):
-            loss = validation_loss(session.engine, config)
-            session.record(valid_loss=loss)
-            session.progress.say(f"step {session.step}: validation loss {loss:.4f}")
+            _evaluate(session)
             rate.pause_until_now()
         if saves:
             session.save()
@@ -79,7 +79,19 @@ def _count_skipped(session: Session, result: StepResult) -> None:
         )
 
 
-def _log_step(session: Session, result: StepResult, lr: float, rate: Rate) -> None:
+def _evaluate(session: Session) -> None:
+    """Record the scores on the validation split. Collective."""
+    assert session.validation is not None
+    scores = session.validation(session.engine)
+    session.record(**scores)
+    told = ", ".join(
+        f"{name.removeprefix('valid_').replace('_', ' ')} {value:.4f}"
+        for name, value in scores.items()
+    )
+    session.progress.say(f"step {session.step}: validation {told}")
+
+
+def _log_step(session: Session, result: StepResult, lr: float, rate: Rate, tally: Tally) -> None:
     """Record what the last step measured. Collective: the loss is summed over the ranks."""
     (loss,) = dist.sum_over_ranks([float(result.loss)])
     grad_norm = float(result.grad_norm)
@@ -91,14 +103,16 @@ def _log_step(session: Session, result: StepResult, lr: float, rate: Rate) -> No
             "lower optim.lr or add schedule.warmup_steps, and run again: it goes on from the last "
             "checkpoint"
         )
-    utilisation = session.utilisation(tokens_per_second)
+    mfu = session.mfu(tokens_per_second, tally.predicted_fraction)
     session.record(
         loss=loss,
         lr=lr,
         grad_norm=grad_norm,
+        update_ratio=result.update_ratio,
         tokens_per_second=tokens_per_second,
         memory_bytes=memory_bytes(session.ranks.device),
-        **utilisation,
+        **mfu,
+        **tally.read(),
         **({} if result.applied else {"skipped": True}),
     )
     session.progress.update(
@@ -106,5 +120,5 @@ def _log_step(session: Session, result: StepResult, lr: float, rate: Rate) -> No
         loss=loss,
         lr=lr,
         **{"grad norm": grad_norm, "tokens/s": tokens_per_second},
-        mfu=utilisation["mfu"],
+        mfu=mfu["mfu"],
     )

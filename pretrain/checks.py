@@ -1,0 +1,201 @@
+"""The checks of a pretraining config that concern its data, its model and its objective."""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pydantic
+
+from data_prep.shards import Shards
+from data_prep.tokenizer import SpecialTokens
+from model.config import ModelConfig
+from pretrain.objectives.traits import TRAITS, layout_for
+from runtime.config import Problem
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.config import PretrainConfig
+
+_LEAST_TEXT = 2  # tokens of a document or pair that a row must have room for
+
+
+def check_data(config: "PretrainConfig") -> Iterator[Problem]:
+    """The data must be there, fit together, and have what the objective needs."""
+    opened = []
+    for source in config.data.sources:
+        try:
+            opened.append(Shards(source.path, "train"))
+        except UserError as error:
+            yield Problem("data.train", str(error))
+    # Where the whole directory is bad, the line above says so already.
+    broken = {s.path for s in config.data.sources} - {str(o.directory) for o in opened}
+    valid = None
+    if config.evaluate.every_steps and config.data.valid_path not in broken:
+        try:
+            valid = _open_validation(config)
+        except UserError as error:
+            mend = "prepare it with split.valid > 0, or write evaluate.every_steps: 0"
+            yield Problem("data.valid", f"{error}; {mend}")
+    yield from _check_layout(config)
+    if opened:
+        yield from _check_sources(config, opened)
+        yield from _check_sentences(config, [*opened, *([valid] if valid else [])])
+        yield from _check_tokens(config, opened[0])
+        yield from _check_model(config, opened[0])
+    yield from _check_masking(config)
+
+
+def _open_validation(config: "PretrainConfig") -> Shards:
+    shards = Shards(config.data.valid_path, "valid")
+    if shards.tokens < 2:
+        raise UserError(f"{config.data.valid_path} has an empty split")
+    return shards
+
+
+def _check_sources(config: "PretrainConfig", opened: list[Shards]) -> Iterator[Problem]:
+    first = opened[0]
+    for other in opened[1:]:
+        if other.tokenizer_sha256 != first.tokenizer_sha256:
+            yield Problem(
+                "data.train",
+                f"{other.directory} was made with another tokenizer than {first.directory}; "
+                "prepare both with the same tokenizer.path",
+            )
+    for shards in opened:
+        if shards.tokens < config.data.seq_len:
+            yield Problem(
+                "data.seq_len",
+                f"{config.data.seq_len} is more than all {shards.tokens} tokens of "
+                f"{shards.directory}",
+            )
+
+
+def _check_layout(config: "PretrainConfig") -> Iterator[Problem]:
+    traits, layout = TRAITS[config.objective], layout_for(config)
+    if layout.packing not in traits.packings:
+        yield Problem(
+            "data.packing",
+            f"{layout.packing} does not go with objective: {config.objective}; write "
+            f"{' or '.join(traits.packings)}, or leave the key out",
+        )
+    if traits.overhead and layout.room < _LEAST_TEXT:
+        yield Problem(
+            "data.seq_len",
+            f"{config.data.seq_len} has no room for a text beside the {traits.overhead} tokens "
+            f"that {config.objective} adds; write {traits.overhead + _LEAST_TEXT} or more",
+        )
+
+
+def _check_sentences(config: "PretrainConfig", opened: list[Shards]) -> Iterator[Problem]:
+    if not TRAITS[config.objective].needs_sentences:
+        return
+    for shards in opened:
+        if not shards.has_sentences:
+            yield Problem(
+                "data.train" if shards.split == "train" else "data.valid",
+                f"{shards.directory} does not say where sentences end, which {config.objective} "
+                "needs; prepare it with input.sentences: true",
+            )
+        elif config.objective == "masked_lm_nsp" and len(shards) < 2:
+            yield Problem(
+                "objective",
+                f"masked_lm_nsp takes texts of other documents, and split {shards.split!r} of "
+                f"{shards.directory} has one document; write masked_lm_sop, or prepare more",
+            )
+
+
+def _check_tokens(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
+    needed = TRAITS[config.objective].tokens
+    if not needed and config.objective != "fill_in_the_middle":
+        return
+    try:
+        tokens = SpecialTokens(data.tokenizer_dir)
+    except UserError as error:
+        yield Problem("data.train", str(error))
+        return
+    roles = {"mask": tokens.mask_id, "cls": tokens.cls_id}
+    roles |= {"sep": tokens.sep_id, "pad": tokens.pad_id}
+    missing = [f"{role}_token" for role in needed if roles[role] is None]
+    if missing:
+        yield Problem(
+            "data.train",
+            f"the tokenizer of {data.directory} has no {', '.join(missing)}, which "
+            f"{config.objective} needs; prepare the data with tokenizer.train.kind: wordpiece, or "
+            "with tokenizer.train.special_tokens: bert",
+        )
+    if config.objective != "fill_in_the_middle":
+        return
+    names = config.infilling
+    absent = [n for n in (names.prefix, names.middle, names.suffix) if tokens.id_of(n) is None]
+    if absent:
+        yield Problem(
+            "infilling",
+            f"the tokenizer of {data.directory} has no token {', '.join(absent)}; prepare the data "
+            f"with tokenizer.train.extra_tokens: [{', '.join(absent)}], or name tokens that it has",
+        )
+    elif len({names.prefix, names.middle, names.suffix}) < 3:
+        yield Problem("infilling", "prefix, middle and suffix must be three different tokens")
+
+
+def _check_masking(config: "PretrainConfig") -> Iterator[Problem]:
+    if not TRAITS[config.objective].is_masked:
+        return
+    masking = config.masking
+    total = masking.mask_fraction + masking.random_fraction
+    if total > 1 + 1e-9:
+        yield Problem(
+            "masking.random_fraction",
+            f"{masking.random_fraction} and mask_fraction = {masking.mask_fraction} are more than "
+            f"1; write at most {1 - masking.mask_fraction:.2g}",
+        )
+    if masking.segmenter == "jieba" and importlib.util.find_spec("jieba") is None:
+        yield Problem(
+            "masking.segmenter",
+            "jieba is not installed here; run pip install jieba, or write none",
+        )
+
+
+def _check_model(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
+    try:
+        model = config.model_config_for(data)
+    except pydantic.ValidationError as error:
+        for item in error.errors(include_url=False):
+            dotted = ".".join(map(str, ("model", *item["loc"])))
+            yield Problem(dotted, item["msg"].removeprefix("Value error, "))
+        return
+    except ValueError as error:
+        yield Problem("model.preset", str(error))
+        return
+    if model.vocab_size != data.vocab_size:
+        yield Problem(
+            "model.vocab_size",
+            f"{model.vocab_size} differs from the {data.vocab_size} of the tokenizer in "
+            f"{data.directory}; leave the key out and it is taken from the data",
+        )
+    if config.data.seq_len > model.max_seq_len:
+        yield Problem(
+            "data.seq_len",
+            f"{config.data.seq_len} is more than model.max_seq_len = {model.max_seq_len}; "
+            f"write model.max_seq_len: {config.data.seq_len}, or shorten the sequences",
+        )
+    yield from _check_head(config, model)
+
+
+def _check_head(config: "PretrainConfig", model: ModelConfig) -> Iterator[Problem]:
+    """The objective's head must be one that the family has."""
+    traits = TRAITS[config.objective]
+    if traits.is_masked == model.is_causal:
+        sees = "only what stands before a token" if model.is_causal else "both sides"
+        ours = "bert-tiny or modernbert-tiny" if traits.is_masked else "llama-tiny or gpt2-tiny"
+        other = "causal_lm" if model.is_causal else "masked_lm"
+        yield Problem(
+            "objective",
+            f"{config.objective} does not go with family {model.family}, which sees {sees}; write "
+            f"model.preset: {ours} (or a larger one), or objective: {other}",
+        )
+    elif traits.head not in model.heads:
+        yield Problem(
+            "objective",
+            f"{config.objective} scores pairs, for which family {model.family} has no head; write "
+            "model.preset: bert-tiny (or a larger one), or objective: masked_lm",
+        )

@@ -1,0 +1,63 @@
+"""Rows of segments with the special tokens around them, as numpy arrays."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+class Stretch(NamedTuple):
+    """Something that stands in a row: tokens, and whether they may be hidden."""
+
+    tokens: Ints
+    is_text: bool  # False for [CLS] and [SEP]
+
+
+class Rows(NamedTuple):
+    """A batch of rows, all (B, T) but `used`."""
+
+    ids: Ints
+    segments: Ints  # number of the segment that a token is text of, rising over the batch; or −1
+    documents: Ints  # number of the isolated stretch within the row; its padding is one too
+    used: Ints  # (B,) positions that are not padding
+
+
+def lay_out(rows: Sequence[Sequence[Sequence[Stretch]]], seq_len: int, pad_id: int) -> Rows:
+    """Lay stretches side by side; those of one document are isolated from the other documents.
+
+    rows → documents → stretches. A document's text is one segment for masking.
+    """
+    shape = (len(rows), seq_len)
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    segments = np.full(shape, -1, dtype=np.int64)
+    numbers = np.zeros(shape, dtype=np.int64)
+    used = np.zeros(len(rows), dtype=np.int64)
+    segment = -1
+    for row, documents in enumerate(rows):
+        at = 0
+        for number, document in enumerate(documents):
+            segment += 1
+            begin = at
+            for tokens, is_text in document:
+                end = at + len(tokens)
+                ids[row, at:end] = tokens
+                if is_text:
+                    segments[row, at:end] = segment
+                at = end
+            numbers[row, begin:at] = number
+        numbers[row, at:] = len(documents)
+        used[row] = at
+    return Rows(ids, segments, numbers, used)
+
+
+def isolation(documents: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
+    """`cu_seqlens` over the flattened rows and `position_ids` (B, T) of isolated documents."""
+    columns = np.arange(documents.shape[1])
+    starts = np.ones(documents.shape, dtype=bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    bounds = np.append(np.flatnonzero(starts), starts.size).astype(np.int32)
+    last_start = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
+    return bounds, columns - last_start

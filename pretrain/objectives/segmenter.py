@@ -1,0 +1,25 @@
+"""Words of Chinese text, by jieba. The only file that imports it."""
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable
+
+Cut = Callable[[str], list[str]]
+
+
+@functools.cache
+def jieba_cut() -> Cut:
+    """Cut a text into words; joined they are the text. Loading the dictionary takes a second."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its own source, on today's Python
+        import jieba
+
+    jieba.setLogLevel(logging.WARNING)
+    words = jieba.Tokenizer()
+    # Not by its own `initialize`, which unmarshals a file of a known name from the shared temporary
+    # directory: whoever wrote it there first would run code here.
+    words.FREQ, words.total = words.gen_pfdict(words.get_dict_file())
+    words.initialized = True
+    cut: Cut = words.lcut
+    return cut

@@ -1,0 +1,163 @@
+"""The sections of a pretraining config that no other stage has. Torch-free."""
+
+from typing import Any, Literal
+
+import pydantic
+
+from data_prep.samples import Packing
+from model.config import ModelConfig
+from runtime.config import Config, key
+
+Objective = Literal[
+    "causal_lm", "masked_lm", "masked_lm_nsp", "masked_lm_sop", "prefix_lm", "fill_in_the_middle"
+]
+
+_FROM_ELSEWHERE = {"num_labels", "id2label"}  # a pretraining run has no labels
+
+_SHAPE_KEYS: Any = {
+    name: (
+        Any if info.annotation is None else info.annotation | None,
+        key(None, info.description or ""),
+    )
+    for name, info in ModelConfig.model_fields.items()
+    if name not in _FROM_ELSEWHERE
+}
+
+
+class _Preset(Config):
+    """The model: a preset, and every key of ModelConfig that differs from it."""
+
+    preset: str | None = key(
+        "llama-tiny",
+        "Named shape to start from; none = write every key. Left out, a masked objective takes "
+        "bert-tiny",
+    )
+
+
+Model = pydantic.create_model("Model", __base__=_Preset, **_SHAPE_KEYS)
+
+
+class Source(Config):
+    """A prepared directory and its share of the tokens."""
+
+    path: str = key(..., "Directory that data_prep wrote")
+    weight: float = key(1.0, "Relative share of the training tokens", gt=0)
+
+
+class Data(Config):
+    """What to train and validate on."""
+
+    train: str | tuple[Source, ...] = key(
+        "runs/demo/data", "Prepared directory, or a list of {path, weight}"
+    )
+    valid: str | None = key(
+        None, "Prepared directory of the validation split; none = the first of train"
+    )
+    seq_len: int = key(512, "Tokens per training sequence", unit="tokens", ge=2)
+    packing: Packing | None = key(
+        None,
+        "concat: documents back to back; documents: the same, but none attends to another; "
+        "best_fit: whole documents side by side in a row, isolated; padded: one to a row. "
+        "none = the objective's own: concat for causal_lm and prefix_lm, best_fit for masked_lm "
+        "and fill_in_the_middle, padded for pairs",
+    )
+    verify: bool = key(
+        True, "Hash every shard before the first step; done once for a run and its data"
+    )
+
+    @property
+    def sources(self) -> list[Source]:
+        """The training sources as a list."""
+        return [Source(path=self.train)] if isinstance(self.train, str) else list(self.train)
+
+    @property
+    def valid_path(self) -> str:
+        """Where the validation split lies."""
+        return self.valid or self.sources[0].path
+
+
+class Masking(Config):
+    """Which tokens a masked objective hides, and what stands in their place."""
+
+    fraction: float = key(0.15, "Share of the tokens that is predicted", gt=0, lt=1)
+    unit: Literal["token", "word", "span"] = key(
+        "token",
+        "token: single tokens; word: whole words; span: several words on end, as in SpanBERT",
+    )
+    mask_fraction: float = key(0.8, "Share of the chosen tokens that becomes [MASK]", ge=0, le=1)
+    random_fraction: float = key(
+        0.1, "Share of them that becomes a random token; the rest stays as it is", ge=0, le=1
+    )
+    segmenter: Literal["none", "jieba"] = key(
+        "none", "What finds the words of Chinese text: the tokenizer's own pieces, or jieba"
+    )
+    mean_span: float = key(
+        3.8,
+        "Mean length of a span (geometric, at most 10; 3.8 is SpanBERT's p = 0.2)",
+        unit="words",
+        ge=1,
+        le=5,
+    )
+
+
+class Pairs(Config):
+    """How masked_lm_nsp and masked_lm_sop make pairs."""
+
+    short_fraction: float = key(
+        0.1, "Share of the pairs that is cut to a random shorter length, as in BERT", ge=0, le=1
+    )
+
+
+class Infilling(Config):
+    """How fill_in_the_middle turns documents around (Bavarian et al. 2022)."""
+
+    fraction: float = key(0.5, "Share of the documents that is turned around", ge=0, le=1)
+    spm_fraction: float = key(
+        0.5,
+        "Share of those in the order suffix, prefix, middle; the rest prefix, suffix, middle",
+        ge=0,
+        le=1,
+    )
+    prefix: str = key("<|fim_prefix|>", "Token before the part that comes first", min_length=1)
+    middle: str = key("<|fim_middle|>", "Token before the part to fill in", min_length=1)
+    suffix: str = key("<|fim_suffix|>", "Token before the part that comes last", min_length=1)
+
+
+class Batch(Config):
+    """How many sequences make a step."""
+
+    global_batch_size: int = key(
+        32, "Sequences per optimizer step, all ranks", unit="sequences", ge=1
+    )
+    micro_batch_size: int | None = key(
+        None, "Sequences per forward pass and rank; none = all at once", unit="sequences", ge=1
+    )
+
+
+class Evaluate(Config):
+    """Evaluation on the validation split."""
+
+    every_steps: int = key(250, "Evaluate every so many steps and at the end; 0 = never", ge=0)
+    max_sequences: int = key(
+        512, "Sequences per evaluation; 0 = the whole split", unit="sequences", ge=0
+    )
+
+
+class DeepSpeed(Config):
+    """Expert settings that are passed through."""
+
+    extra: dict[str, Any] = key({}, "Merged into the generated DeepSpeed configuration, last")
+
+
+__all__ = [
+    "Batch",
+    "Data",
+    "DeepSpeed",
+    "Evaluate",
+    "Infilling",
+    "Masking",
+    "Model",
+    "Objective",
+    "Pairs",
+    "Source",
+]
