@@ -63,10 +63,13 @@ def _run_section(run: _Run) -> str:
             [*run.series("train", "loss"), *run.series("validation", "valid_loss")],
             unit="nats",
         ),
+        *_accuracies(run),
         *_single(run, "dev score", "dev_score", ""),
         *_single(run, "learning rate", "lr", ""),
         *_single(run, "gradient norm", "grad_norm", "", log=True),
+        *_single(run, "update ÷ weight norm", "update_ratio", "", log=True),
         *_single(run, "throughput", "tokens_per_second", "tokens / s"),
+        *_single(run, "positions that hold a token", "utilisation", "share"),
         *_single(run, "model-FLOPs utilisation", "mfu", "share of peak"),
     ]
     parts = [
@@ -85,17 +88,31 @@ def _single(run: _Run, title: str, key: str, unit: str, *, log: bool = False) ->
     return [curves(title, series, unit=unit, log=log)] if series else []
 
 
+def _accuracies(run: _Run) -> list[str]:
+    """What a masked language model guesses right, beside the most frequent token's share."""
+    series = [
+        *run.series("hidden tokens", "valid_accuracy"),
+        *run.series("guessing the most frequent token", "valid_unigram_accuracy"),
+        *run.series("sentence pairs", "valid_pair_accuracy"),
+    ]
+    return [curves("validation accuracy", series, unit="share right")] if series else []
+
+
 def _summary(run: _Run) -> list[tuple[str, str]]:
     rates = [r["tokens_per_second"] for r in run.records if r.get("tokens_per_second")]
     valid = [r["valid_loss"] for r in run.records if r.get("valid_loss") is not None]
     memory = run.last("memory_bytes")
-    is_language_model = not (run.path / "report.json").exists()
+    accuracy, pairs = run.last("valid_accuracy"), run.last("valid_pair_accuracy")
+    # Of a loss over hidden tokens, or with pairs in it, it would say nothing.
+    has_perplexity = accuracy is None and not (run.path / "report.json").exists()
     facts = [
         ("steps", f"{run.records[-1]['step']:,}" if run.records else "0"),
         ("tokens seen", f"{run.last('tokens_seen') or 0:,}"),
         ("last training loss", _number(run.last("loss"))),
         ("best validation loss", f"{_number(min(valid))} nats" if valid else ""),
-        ("perplexity", _number(math.exp(min(valid))) if is_language_model and valid else ""),
+        ("perplexity", _number(math.exp(min(valid))) if has_perplexity and valid else ""),
+        ("hidden tokens guessed right", "" if accuracy is None else f"{accuracy:.1%}"),
+        ("sentence pairs told apart", "" if pairs is None else f"{pairs:.1%}"),
         ("median tokens / s", f"{statistics.median(rates):,.0f}" if rates else ""),
         ("model-FLOPs utilisation", _utilisation(run)),
         ("memory", f"{memory / 2**30:.2f} GiB" if memory else ""),

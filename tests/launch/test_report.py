@@ -45,6 +45,20 @@ def test_the_page_stands_alone_and_escapes(tmp_path: Path) -> None:
     assert "model-FLOPs utilisation<" not in page.split("</dl>")[1]  # no chart of nothing
 
 
+def test_a_masked_run_shows_accuracy_and_no_perplexity(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mlm")
+    more = {"valid_accuracy": 0.123, "valid_unigram_accuracy": 0.051, "valid_pair_accuracy": 0.876}
+    record = {"step": 100, "tokens_seen": 25600, "valid_loss": 2.0, "update_ratio": 1e-3, **more}
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(orjson.dumps(record) + b"\n")
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "perplexity" not in page
+    for text in ("12.3%", "87.6%", "validation accuracy", "guessing the most frequent token"):
+        assert text in page
+    assert "update ÷ weight norm" in page
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     make_run(tmp_path / "demo" / "pretrain")
     pages = []
