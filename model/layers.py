@@ -27,8 +27,7 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw the weight anew and zero the bias."""
-        draw(self.weight, self.std, truncated=self.truncated)
-        _zero_padding(self.weight, self.used_rows)
+        _draw_rows(self.weight, self.used_rows, self.std, truncated=self.truncated)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -44,13 +43,14 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Draw the table anew."""
-        draw(self.weight, self.std, truncated=self.truncated)
-        _zero_padding(self.weight, self.used_rows)
+        _draw_rows(self.weight, self.used_rows, self.std, truncated=self.truncated)
 
 
-def _zero_padding(weight: Tensor, used_rows: int) -> None:
-    with torch.no_grad():
-        weight[used_rows:].zero_()
+@torch.no_grad()
+def _draw_rows(weight: Tensor, used_rows: int, std: float, *, truncated: bool) -> None:
+    """Draw the rows in use and zero the others, which take no number from the generator."""
+    draw(weight[:used_rows], std, truncated=truncated)
+    weight[used_rows:].zero_()
 
 
 class RMSNorm(nn.Module):

@@ -167,9 +167,10 @@ def _devnull() -> Any:
 
 
 def _check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
-    stored = read_config(checkpoint.path, dropout=wanted.dropout).model_dump()
-    # What can change from one stretch of a run to the next without changing the architecture.
-    free = {"dropout", "init_std", "pad_token_id", "num_labels", "id2label"}
+    stored = read_config(checkpoint.path).model_dump()
+    # What a checkpoint does not say, or what may change from one stretch of a run to the next.
+    free = {"dropout", "init_std", "mup_base_width", "num_labels", "id2label", "pad_token_id"}
+    free.add("vocab_multiple")  # compared with the run's own config, once that is read
     different = [k for k, v in wanted.model_dump().items() if k not in free and stored[k] != v]
     if different:
         listed = ", ".join(f"model.{k}: {stored[k]} → {getattr(wanted, k)}" for k in different)
@@ -211,10 +212,21 @@ def _restore(session: Session, checkpoint: CheckpointInfo) -> None:
     """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
     state = TrainingState(checkpoint.path)
     session.loader.load_state_dict(state.values["loader"])
+    _check_vocab_multiple(session.model_config, state.values["config"])
     _tell_changes(session, state.values["config"])
     session.engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
     session.step = session.saved_step = state.values["step"]
     session.tokens_seen = state.values["tokens_seen"]
+
+
+def _check_vocab_multiple(wanted: ModelConfig, stored: dict[str, Any]) -> None:
+    multiple = stored["model"].get("vocab_multiple") or 1
+    if multiple != wanted.vocab_multiple:
+        raise UserError(
+            f"model.vocab_multiple: got {wanted.vocab_multiple}, the run was started with {multiple}"
+            ", which the optimizer's state has the shape of; restore it, or choose another run.dir",
+            status=EXIT_BAD_INPUT,
+        )
 
 
 def _tell_changes(session: Session, stored: dict[str, Any]) -> None:

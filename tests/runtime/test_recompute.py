@@ -55,6 +55,7 @@ def test_what_is_computed_again_is_not_kept_and_changes_nothing() -> None:
             assert torch.equal(gradient, other_gradients[name]), (part, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_engine_computes_again_what_plain_torch_computes_once(ranks: int) -> None:
     """Every stage × part × model, tied embeddings among them, to a millionth."""
