@@ -223,8 +223,8 @@ def _check_vocab_multiple(wanted: ModelConfig, stored: dict[str, Any]) -> None:
     multiple = stored["model"].get("vocab_multiple") or 1
     if multiple != wanted.vocab_multiple:
         raise UserError(
-            f"model.vocab_multiple: got {wanted.vocab_multiple}, the run was started with {multiple}"
-            ", which the optimizer's state has the shape of; restore it, or choose another run.dir",
+            f"model.vocab_multiple: got {wanted.vocab_multiple}, expected {multiple}, with which"
+            " the run was started; restore it, or choose another run.dir",
             status=EXIT_BAD_INPUT,
         )
 

@@ -153,7 +153,8 @@ def load_pretrained(
 ) -> Model:
     """Load a Hugging Face directory into a model on the CPU, in evaluation mode.
 
-    head: None for the language model's own, causal_lm or masked_lm. dtype: of the parameters; None keeps the file's. overrides: `ModelConfig` keys that do not
+    head: None for the language model's own, causal_lm or masked_lm.
+    dtype: of the parameters; None keeps the file's. overrides: `ModelConfig` keys that do not
     change the trunk's tensors, such as num_labels or dropout.
     With a head for a task (sequence, token, span), what the checkpoint lacks of the head, or has
     for another num_labels when that is overridden, is drawn anew and named in

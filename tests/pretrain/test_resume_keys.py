@@ -64,5 +64,5 @@ def test_another_padding_of_the_vocabulary_is_refused(write_config: Write, tmp_p
     assert train(path, "steps=4")[0] == 0
     status, output = train(path, "steps=8", "model.vocab_multiple=64")
     assert status == 2
-    assert "model.vocab_multiple: got 64, the run was started with 1" in output
+    assert "model.vocab_multiple: got 64, expected 1" in output
     assert "Traceback" not in output
