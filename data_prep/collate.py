@@ -51,7 +51,7 @@ class CausalCollate:
             return batch | {"attention_mask": torch.from_numpy(mask)}
         if self._layout.packing == "concat":
             return batch
-        return batch | _bounds(starts | (columns == used[:, None]))
+        return batch | isolate(starts | (columns == used[:, None]))
 
     def _fill_window(
         self,
@@ -87,8 +87,8 @@ class CausalCollate:
         return used
 
 
-def _bounds(starts: npt.NDArray[np.bool_]) -> Batch:
-    """`cu_seqlens` and `position_ids` from where each isolated stretch of (B, T) rows begins."""
+def isolate(starts: npt.NDArray[np.bool_]) -> Batch:
+    """`cu_seqlens` and `position_ids` of (B, T) rows from where each isolated stretch begins."""
     starts[:, 0] = True
     columns = np.arange(starts.shape[1])
     bounds = np.append(np.flatnonzero(starts), starts.size).astype(np.int32)

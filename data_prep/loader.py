@@ -40,6 +40,11 @@ __all__ = [
 ]
 
 _STATE_SCHEMA = 1
+_TOLD = {  # what a newcomer calls the parts of a state
+    "fingerprints": "the data",
+    "overhead": "the number of tokens that the objective adds to a text",
+    "drops_eod": "whether the objective leaves out end-of-document tokens",
+}
 Source = str | Path | Shards
 Collate = Callable[[Sequence[Sample]], Batch]
 
@@ -193,7 +198,7 @@ class Loader:
         state = {"packing": "concat", "overhead": 0, "drops_eod": False, **state}
         for name in own:
             if name != "step" and state.get(name) != own[name]:
-                what = "the data" if name == "fingerprints" else name
+                what = _TOLD.get(name, name)
                 raise UserError(
                     f"cannot resume: {what} was {state.get(name)!r}, now {own[name]!r}; the order "
                     "of samples would change. Restore it, or start a new run",
@@ -261,7 +266,7 @@ def _open(source: Source, split: str) -> Shards:
 
 def _require_one_tokenizer(sources: Sequence[Shards]) -> None:
     for other in sources[1:]:
-        if other.tokenizer_sha256 != sources[0].tokenizer_sha256:
+        if not other.has_tokenizer_of(sources[0]):
             raise UserError(
                 f"{other.directory} and {sources[0].directory} were made with different "
                 "tokenizers; prepare one with the other's, by tokenizer.path",

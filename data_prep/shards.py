@@ -13,6 +13,7 @@ import numpy.typing as npt
 from data_prep import manifest
 from data_prep.indexed import ShardReader
 from data_prep.samples import NO_SENTENCES
+from data_prep.tokenizer import SpecialTokens
 from data_prep.verify import problems_of, size_problems
 from runtime.errors import UserError
 
@@ -32,9 +33,10 @@ class Shards:
         self.manifest = manifest.load(self.directory)
         found = self.manifest.of_split(split)
         if not found:
+            others = ", ".join(sorted(self.manifest.splits)) or "empty ones"
+            mend = "split.valid > 0" if split == "valid" else "a smaller split.valid"
             raise UserError(
-                f"{self.directory} has no split {split!r}, only "
-                f"{', '.join(sorted(self.manifest.splits)) or 'empty ones'}; set split.valid"
+                f"{self.directory} has no split {split!r}, only {others}; prepare it with {mend}"
             )
         check = problems_of if verify else size_problems
         problem = next(check(self.directory, self.manifest), None)
@@ -61,10 +63,14 @@ class Shards:
         """A folder with tokenizer.json and tokenizer_config.json."""
         return self.directory
 
-    @property
-    def tokenizer_sha256(self) -> str:
-        """Identity of the tokenizer."""
-        return self.manifest.tokenizer.sha256
+    def has_tokenizer_of(self, other: "Shards") -> bool:
+        """Whether every id means the same in both, and special tokens have the same roles."""
+        own, theirs = self.manifest.tokenizer, other.manifest.tokenizer
+        if (own.sha256, own.eod_id) != (theirs.sha256, theirs.eod_id):
+            return False
+        if own.config.sha256 == theirs.config.sha256:
+            return True
+        return SpecialTokens(self.directory).roles == SpecialTokens(other.directory).roles
 
     @property
     def vocab_size(self) -> int:

@@ -98,9 +98,10 @@ class SpecialTokens:
     """What an objective must know of a tokenizer: its special tokens, and what makes a word.
 
     Read from a folder with tokenizer.json and tokenizer_config.json, as each prepared directory
-    is. `cls_id`, `sep_id`, `mask_id`, `pad_id` are None where the config names no such token;
-    `special_ids` are those, and all that tokenizer.json marks as special. Raises UserError for
-    files that cannot be used.
+    is. `roles` has the id of each role ("cls", "sep", …), None where the config names no such
+    token; `cls_id`, `sep_id`, `mask_id` and `pad_id` are some of them. `special_ids` are all of
+    them, and all that tokenizer.json marks as special. Raises UserError for files that cannot be
+    used.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -109,6 +110,7 @@ class SpecialTokens:
         config = _read_config(directory)
         roles = ("cls", "sep", "mask", "pad", "bos", "eos", "unk")
         ids = {role: self.id_of(_role(config, f"{role}_token") or "") for role in roles}
+        self.roles: dict[str, int | None] = ids
         self.cls_id, self.sep_id = ids["cls"], ids["sep"]
         self.mask_id, self.pad_id = ids["mask"], ids["pad"]
         added = self._tokenizer.get_added_tokens_decoder()
@@ -120,17 +122,23 @@ class SpecialTokens:
         self.vocab_size = 1 + max(self._vocabulary.values())
         self._spelling = _Spelling(orjson.loads((directory / FILE).read_bytes()))
 
+    @cached_property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Every id that stands for a token, rising; a vocabulary may have gaps. (n,)"""
+        return np.array(sorted(self._vocabulary.values()), dtype=np.int64)
+
     def id_of(self, token: str) -> int | None:
         """The id of a token by its name, such as <|fim_prefix|>; None where there is none."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
-    def texts(self, ids: npt.ArrayLike) -> list[str]:
-        """Each token's own text, without the mark or the space that says where a word begins."""
-        names = [self._tokenizer.id_to_token(number) or "" for number in np.asarray(ids).tolist()]
+    def utf8(self, ids: npt.ArrayLike) -> list[bytes]:
+        """What each token writes, without WordPiece's "##"; byte-level, it may cut characters."""
+        numbers = np.asarray(ids).tolist()
+        names = [self._tokenizer.id_to_token(number) or "" for number in numbers]
         return [
-            name if number in self.special_ids else self._spelling.text(name)
-            for number, name in zip(np.asarray(ids).tolist(), names, strict=True)
+            name.encode("utf-8") if number in self.special_ids else self._spelling.written(name)
+            for number, name in zip(numbers, names, strict=True)
         ]
 
     @cached_property
@@ -194,10 +202,9 @@ class _Spelling:
             token = token.replace(_SPACE_MARK, " ")
         return token.encode("utf-8")
 
-    def text(self, token: str) -> str:
-        if self._prefix:
-            return token.removeprefix(self._prefix)
-        return self.data(token).decode("utf-8", "replace").removeprefix(" ")
+    def written(self, token: str) -> bytes:
+        """The same, without what says that a token continues a word."""
+        return self.data(token.removeprefix(self._prefix or ""))
 
     def continues(self, token: str) -> bool:
         if self._prefix:

@@ -94,6 +94,7 @@ def _accuracies(run: _Run) -> list[str]:
         *run.series("hidden tokens", "valid_accuracy"),
         *run.series("guessing the most frequent token", "valid_unigram_accuracy"),
         *run.series("sentence pairs", "valid_pair_accuracy"),
+        *run.series("guessing the more frequent label", "valid_pair_majority_accuracy"),
     ]
     return [curves("validation accuracy", series, unit="share right")] if series else []
 

@@ -201,7 +201,6 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    import torch
 
     from model.generate import stream_texts
     from model.hf.directory import load_pretrained
@@ -210,14 +209,11 @@ def _generate(options: argparse.Namespace) -> int:
     prompts = _prompts(options)
     if options.batch_size < 1:
         raise ValueError(f"--batch-size: got {options.batch_size}, expected 1 or more")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(options.device)
     directory = newest_step(Path(options.model))
     net: Any = load_pretrained(directory, dtype=_dtype(options))
     tokenizer = _tokenizer(directory)
-    try:
-        net.to(device)
-    except RuntimeError as error:
-        raise ValueError(f"--device: got {device!r}: {error}") from None
+    net.to(device)
     streams = sys.stdout.isatty() if options.stream is None else options.stream
     for start in range(0, len(prompts), options.batch_size):
         batch = prompts[start : start + options.batch_size]
@@ -279,6 +275,17 @@ def _dtype(options: argparse.Namespace) -> Any:
     import torch
 
     return getattr(torch, _DTYPES[options.dtype]) if options.dtype else None
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).cpu()  # meta has no numbers to copy back
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        raise ValueError(f"--device: got {name!r}: {str(error)[:200]}") from None
 
 
 def _one_line(error: Exception) -> str:

@@ -6,12 +6,10 @@ from torch import Tensor, nn
 
 from model import buckets
 from model.config import ModelConfig
+from model.families import DROPS_ATTENTION_ONLY
 from model.layers import Linear, RMSNorm
 from model.rotary import Rotary, rotate
 from model.visibility import Visibility
-
-# Families whose classes drop attention weights only.
-DROPS_ATTENTION_ONLY = ("llama", "qwen3")
 
 
 class KVCache:

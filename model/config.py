@@ -22,6 +22,10 @@ from model.families import (
 
 __all__ = ["FAMILIES", "HEADS", "TRAITS", "ModelConfig", "RopeScaling", "error_line"]
 
+# Far beyond any model: a file that says more would keep its reader busy for hours.
+MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
+_MAX_WIDTH = 2**20
+
 
 class RopeScaling(BaseModel):
     """How rotary frequencies are stretched for texts longer than those of training.
@@ -91,21 +95,25 @@ class ModelConfig(BaseModel):
         description="architecture; maps onto the Hugging Face model_type of the same name. custom:"
         " every switch is free, and transformers has no class for it"
     )
-    n_layers: int = Field(ge=1, description="Transformer blocks")
-    n_heads: int = Field(ge=1, description="query heads per layer")
-    d_model: int = Field(ge=1, description="width of the residual stream")
-    vocab_size: int = Field(ge=1, description="rows of the token embedding")
+    n_layers: int = Field(ge=1, le=MAX_LAYERS, description="Transformer blocks")
+    n_heads: int = Field(ge=1, le=_MAX_WIDTH, description="query heads per layer")
+    d_model: int = Field(ge=1, le=_MAX_WIDTH, description="width of the residual stream")
+    vocab_size: int = Field(ge=1, le=MAX_SIZE, description="rows of the token embedding")
     max_seq_len: int = Field(
-        ge=1, description="positions, in tokens; a hard limit where positions are learned"
+        ge=1,
+        le=MAX_SIZE,
+        description="positions, in tokens; a hard limit where positions are learned",
     )
     n_kv_heads: int = Field(
         default_factory=lambda data: data.get("n_heads", 1),
         ge=1,
+        le=_MAX_WIDTH,
         description="key/value heads per layer, shared by the query heads (default: n_heads)",
     )
     head_dim: int = Field(
         default_factory=lambda data: max(1, data.get("d_model", 1) // data.get("n_heads", 1)),
         ge=1,
+        le=_MAX_WIDTH,
         description="width of one head (default: d_model / n_heads)",
     )
     causal: bool = Field(
@@ -172,6 +180,7 @@ class ModelConfig(BaseModel):
     d_ff: int = Field(
         default_factory=_default_d_ff,
         ge=1,
+        le=MAX_SIZE,
         description="inner width of the MLP (default: 4·d_model; gated 8/3·d_model, rounded)",
     )
     bias: bool = Field(
@@ -185,6 +194,7 @@ class ModelConfig(BaseModel):
     type_vocab_size: int = Field(
         default_factory=_of_family("type_vocab_size"),
         ge=0,
+        le=MAX_SIZE,
         description="rows of the segment embedding, 0 for none (default: the family's)",
     )
     tie_embeddings: bool = Field(
@@ -225,7 +235,10 @@ class ModelConfig(BaseModel):
     )
     pad_token_id: int | None = Field(default=None, ge=0, description="padding token")
     num_labels: int = Field(
-        default=2, ge=1, description="classes of a sequence head (default: as many as id2label)"
+        default=2,
+        ge=1,
+        le=MAX_SIZE,
+        description="classes of a sequence head (default: as many as id2label)",
     )
     id2label: dict[int, str] | None = Field(
         default=None, description="name of each class of a sequence head (default: LABEL_0, …)"

@@ -22,10 +22,15 @@ def describe(
 
     head: default the family's for pretraining. seq_len: tokens per row, default max_seq_len.
     batch_size: rows of a micro-batch. The rest as in `training_memory`. Raises `ValueError` for a
-    head that the family does not have.
+    head that the family does not have, and for more tokens than a model of learned positions takes.
     """
-    head = head or flops.default_head(config)
+    head = head or config.lm_head
     seq_len = seq_len or config.max_seq_len
+    if config.positions == "learned" and seq_len > config.max_seq_len:
+        raise ValueError(
+            f"seq_len: got {seq_len}, expected at most max_seq_len={config.max_seq_len} because"
+            " positions are learned"
+        )
     fraction = MASKED_FRACTION if head in ("masked_lm", "pretraining") else 1.0
     lines = [
         f"{config.family}, {head}, {config.n_layers} layers,"

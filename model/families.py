@@ -14,6 +14,9 @@ FAMILIES: tuple[str, ...] = get_args(Family)
 HEADS: tuple[str, ...] = get_args(Head)
 GATED = ("swiglu", "geglu")  # MLPs of three matrices instead of two
 
+# Their classes drop attention weights and nothing else.
+DROPS_ATTENTION_ONLY = ("llama", "qwen3")
+
 _DECODER_HEADS = ("causal_lm", "sequence", "token", "span")
 _ENCODER_HEADS = ("masked_lm", "sequence", "token", "span")
 _PLAIN_MLPS = ("gelu", "gelu_tanh", "relu", "relu2")

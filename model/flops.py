@@ -60,18 +60,13 @@ class Flops(NamedTuple):
     causal: float
 
 
-def default_head(config: ModelConfig) -> str:
-    """The head that a family is pretrained with: causal_lm, or masked_lm."""
-    return config.heads[0]
-
-
 def parts(config: ModelConfig, head: str | None = None) -> list[Part]:
     """List every kind of parameter tensor of the model that `build(config, head)` makes.
 
     head: default the family's for pretraining. Rows that fill up the vocabulary in memory are
     counted. Raises `ValueError` for a head that the family does not have.
     """
-    head = default_head(config) if head is None else head
+    head = head or config.lm_head
     if head not in config.heads:
         raise ValueError(
             f"head: got {head!r}, expected one of {', '.join(config.heads)}, which family"
@@ -178,7 +173,7 @@ def flops_per_token(
     Heads that look at one token of a text count for a text of `seq_len` tokens. Rows that only fill
     up the vocabulary are no work.
     """
-    head = default_head(config) if head is None else head
+    head = head or config.lm_head
     size = {part.name: part.parameters for part in parts(config, head)}
     trunk = sum(
         part.parameters

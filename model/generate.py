@@ -10,13 +10,15 @@ from model.attention import KVCache
 from model.detokenize import TextStream
 from model.heads import CausalLM
 
+_GREEDY = 1e-5  # divided by less, scores leave fp32
+
 
 class Sampling(TypedDict, total=False):
     """How the next token is drawn; each limit narrows what the one before left.
 
-    temperature: 0 takes the likeliest token. top_k: keep the k likeliest. top_p: keep the fewest
-    tokens whose probabilities reach p (Holtzman et al. 2020). min_p: keep the tokens at least min_p
-    times as likely as the likeliest (Nguyen et al. 2024). None: no limit.
+    temperature: 0, or below 1e-5, takes the likeliest token. top_k: keep the k likeliest. top_p:
+    keep the fewest tokens whose probabilities reach p (Holtzman et al. 2020). min_p: keep the
+    tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024). None: no limit.
     """
 
     temperature: float
@@ -180,7 +182,7 @@ def sample(
     min_p: float | None = None,
 ) -> Tensor:
     """Choose one token (B,) from each row of logits (B, V); see `Sampling`."""
-    if temperature == 0:
+    if temperature < _GREEDY:
         return logits.argmax(-1)
     scores = logits.float() / temperature
     if top_k is not None:
@@ -260,12 +262,18 @@ def _check_texts(
         )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected 1 or more")
-    last = input_ids.shape[1] + max_new_tokens - 1  # the last token is returned, never fed
-    if net.config.positions == "learned" and last > net.config.max_seq_len:
+    length = input_ids.shape[1]
+    # The last token is returned, never fed.
+    room = net.config.max_seq_len + 1 - length if net.config.positions == "learned" else None
+    if room is not None and room < 1:
         raise ValueError(
-            f"max_new_tokens: got {max_new_tokens} after a prompt of {input_ids.shape[1]} tokens,"
-            f" expected at most {net.config.max_seq_len + 1 - input_ids.shape[1]}: positions are"
+            f"prompt: got {length} tokens, expected at most {net.config.max_seq_len}: positions are"
             " learned"
+        )
+    if room is not None and max_new_tokens > room:
+        raise ValueError(
+            f"max_new_tokens: got {max_new_tokens} after a prompt of {length} tokens, expected at"
+            f" most {room}: positions are learned"
         )
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
         raise ValueError("attention_mask: got padding on the right, expected it on the left")

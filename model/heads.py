@@ -154,7 +154,7 @@ class Transform(nn.Module):
         is_modern = config.family == "modernbert"
         d = config.d_model
         self.dense = Linear(
-            config, d, d, bias=not is_modern, role="residual" if is_modern else "head"
+            config, d, d, bias=not is_modern, role="residual" if is_modern else "hidden"
         )
         # RoBERTa's and ModernBERT's are fixed; BERT's follows the MLP's.
         follows = config.family == "bert" and not config.is_gated
@@ -231,7 +231,7 @@ class Pooler(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dense = Linear(config, config.d_model, config.d_model, bias=True, role="head")
+        self.dense = Linear(config, config.d_model, config.d_model, bias=True, role="hidden")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (B, d) to (B, d)."""

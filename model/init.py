@@ -21,16 +21,18 @@ def initial_std(config: ModelConfig, role: Role) -> float:
     embedding: tables. hidden: maps out of the residual stream. residual: the maps that write into
     it, which GPT-2 and ModernBERT divide by √(2·n_layers), so that the sum of all branches keeps
     its variance with depth (Radford et al. 2019, §2.3; Warner et al. 2024). output: the untied
-    output matrix. head: the small matrices of the other heads.
-    With muP hidden matrices shrink with the root of the width (Yang et al. 2022, "Tensor Programs
-    V", table 3) and an untied output matrix starts at zero (appendix D.2), so that first logits do
-    not depend on the width either.
+    output matrix. head: the last, small matrices of the other heads.
+    With muP hidden matrices shrink with the root of the width and the last ones with the width
+    (Yang et al. 2022, "Tensor Programs V", table 3); an untied output matrix starts at zero
+    (appendix D.2), so that first logits do not depend on the width either.
     """
     std = config.init_std
     if role == "residual" and config.family in _SCALED_RESIDUAL:
         std /= math.sqrt(2 * config.n_layers)
     if role in ("hidden", "residual"):
         std /= math.sqrt(config.width_ratio)
+    elif role == "head":
+        std /= config.width_ratio
     elif role == "output":
         std = std if config.mup_base_width is None else 0.0
     return std

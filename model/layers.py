@@ -21,7 +21,7 @@ class Linear(nn.Linear):
         # partitioned as soon as it exists (deepspeed.zero.Init).
         self.std = initial_std(config, role)
         self.truncated = is_truncated(config)
-        self.width_ratio = 1.0 if role == "head" else config.width_ratio
+        self.width_ratio = config.width_ratio
         self.used_rows = config.vocab_size if role == "output" else d_out
         super().__init__(d_in, d_out, bias=bias)
 

@@ -10,12 +10,12 @@ of GPT-2 comes to 16·d_model numbers per token: their 34·s·b·h bytes less tw
 from typing import Literal, NamedTuple, get_args
 
 from model.config import ModelConfig
-from model.flops import default_head, parameters
+from model.families import DROPS_ATTENTION_ONLY
+from model.flops import parameters
 
 Recompute = Literal["none", "block", "attention", "mlp"]
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_WITHOUT_MASKS = ("llama", "qwen3")  # their dropout is inside attention, where it needs none
 _STATISTICS = 8  # mean and 1/std of a norm, fp32
 
 
@@ -131,7 +131,7 @@ def logit_bytes_per_token(
     Log-probabilities and their gradient in fp32, and the gradient of the scores where their own
     dtype is another. Heads of a few classes count for nothing.
     """
-    if (head or default_head(config)) not in ("causal_lm", "masked_lm", "pretraining"):
+    if (head or config.lm_head) not in ("causal_lm", "masked_lm", "pretraining"):
         return 0.0
     half = 0 if dtype == "fp32" else BYTES[dtype]
     return predicted_fraction * config.vocab_size * (4 + 4 + half)
@@ -169,12 +169,13 @@ def _embedding(config: ModelConfig, size: int) -> float:
 
 
 def _mask(config: ModelConfig) -> int:
-    """Bytes per token of one dropout's mask."""
-    return config.d_model if config.dropout and config.family not in _WITHOUT_MASKS else 0
+    """Bytes per token of one dropout's mask; dropout inside attention keeps none."""
+    has_one = config.dropout > 0 and config.family not in DROPS_ATTENTION_ONLY
+    return config.d_model if has_one else 0
 
 
 def _head(config: ModelConfig, size: int, head: str | None, predicted_fraction: float) -> float:
-    head, d = default_head(config) if head is None else head, config.d_model
+    head, d = head or config.lm_head, config.d_model
     last_norm = d * size + _STATISTICS if config.norm_place == "pre" else 0
     if head == "sequence":
         return last_norm  # of one token per text next to nothing more

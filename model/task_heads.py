@@ -59,8 +59,9 @@ class SequenceClassifier(Model):
             rows = torch.arange(input_ids.shape[0], device=input_ids.device)
             pooled = hidden[rows, self._last_token(input_ids, mask)]
         elif config.pooling == "mean" and mask is not None:
-            share = mask.to(hidden.dtype)[..., None]
-            pooled = (hidden * share).sum(1) / share.sum(1)
+            is_token = mask.to(torch.bool)[..., None]
+            # Counted as integers: bf16 has none between 256 and 258.
+            pooled = (hidden * is_token).sum(1) / is_token.sum(1).clamp(min=1)
         else:
             pooled = hidden.mean(1) if config.pooling == "mean" else first_token(hidden, mask)
         if config.causal:

@@ -1,6 +1,6 @@
 """The trunk that every head shares: embeddings, blocks, final norm."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model import visibility
-from model.attention import DROPS_ATTENTION_ONLY, Attention, KVCache, can_attend_varlen
+from model.attention import Attention, KVCache, can_attend_varlen
 from model.config import ModelConfig
+from model.families import DROPS_ATTENTION_ONLY
 from model.layers import Embedding, make_mlp, make_norm
+from model.memory import Recompute
 from model.rotary import Rotary, rotary_table
 from model.visibility import Documents, Visibility, document_layout
-
-Recompute = Literal["none", "block", "attention", "mlp"]
 
 
 class Context(NamedTuple):
@@ -128,10 +128,11 @@ class Transformer(nn.Module):
         each packed document. Give them for rows padded on the left where positions are learned.
         token_type_ids: (B, T) segments, 0 by default.
         cu_seqlens: (documents + 1,) int32, boundaries over the B·T tokens, as in flash-attention.
-        prefix_mask: (B, T) bool, True in the prefix of a text or document, which sees itself whole.
+        prefix_mask: (B, T) bool, True in the prefix of a text or document, which sees itself whole;
+        with a cache as long as attention_mask.
         """
         batch_size, seq_len = input_ids.shape
-        self._check(input_ids, attention_mask, cu_seqlens, cache)
+        self._check(input_ids, attention_mask, cu_seqlens, prefix_mask, cache)
         documents = None
         if cu_seqlens is not None:
             documents = document_layout(cu_seqlens, batch_size, seq_len)
@@ -165,12 +166,12 @@ class Transformer(nn.Module):
     ) -> Tensor:
         if documents is not None:
             return documents.position
-        past = cache.length if cache is not None else 0
         if self.config.family == "roberta":
             is_token = input_ids.ne(self.config.position_offset - 1).to(torch.int64)
             # Padding is at -1, which the offset turns into the padding's own row.
             count: Tensor = is_token.cumsum(1) * is_token
-            return past + count - 1
+            return count - 1
+        past = cache.length if cache is not None else 0
         return torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
 
     def _embed(
@@ -264,6 +265,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         cu_seqlens: Tensor | None,
+        prefix_mask: Tensor | None,
         cache: KVCache | None,
     ) -> None:
         """Refuse shapes that would fail deep inside, or worse, not fail."""
@@ -276,11 +278,14 @@ class Transformer(nn.Module):
                 f" max_seq_len={self.config.max_seq_len} because positions are learned;"
                 " shorten the text"
             )
-        if attention_mask is not None and attention_mask.shape != (batch_size, end):
-            raise ValueError(
-                f"attention_mask: got shape {tuple(attention_mask.shape)}, expected"
-                f" {(batch_size, end)}: one number per token"
-            )
+        for name, mask in (("attention_mask", attention_mask), ("prefix_mask", prefix_mask)):
+            if mask is not None and mask.shape != (batch_size, end):
+                raise ValueError(
+                    f"{name}: got shape {tuple(mask.shape)}, expected {(batch_size, end)}: one"
+                    " number per token"
+                )
+        if cache is not None and end > cache.max_len:
+            raise ValueError(f"cache: got {end} tokens, expected at most max_len={cache.max_len}")
         if cache is not None and cu_seqlens is not None:
             raise ValueError(
                 "cu_seqlens: got boundaries with a cache; generate from one text per row"

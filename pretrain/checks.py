@@ -21,25 +21,26 @@ _LEAST_TEXT = 2  # tokens of a document or pair that a row must have room for
 
 def check_data(config: "PretrainConfig") -> Iterator[Problem]:
     """The data must be there, fit together, and have what the objective needs."""
-    opened = []
+    opened, broken = [], set()
     for source in config.data.sources:
         try:
             opened.append(Shards(source.path, "train"))
         except UserError as error:
+            broken.add(source.path)
             yield Problem("data.train", str(error))
-    # Where the whole directory is bad, the line above says so already.
-    broken = {s.path for s in config.data.sources} - {str(o.directory) for o in opened}
     valid = None
+    # Where the whole directory is bad, a line above says so already.
     if config.evaluate.every_steps and config.data.valid_path not in broken:
         try:
             valid = _open_validation(config)
         except UserError as error:
-            mend = "prepare it with split.valid > 0, or write evaluate.every_steps: 0"
-            yield Problem("data.valid", f"{error}; {mend}")
+            yield Problem("data.valid", f"{error}, or write evaluate.every_steps: 0")
     yield from _check_layout(config)
     if opened:
+        splits = [*opened, *([valid] if valid else [])]
         yield from _check_sources(config, opened)
-        yield from _check_sentences(config, [*opened, *([valid] if valid else [])])
+        yield from _check_one_tokenizer(splits)
+        yield from _check_sentences(config, splits)
         yield from _check_tokens(config, opened[0])
         yield from _check_model(config, opened[0])
     yield from _check_masking(config)
@@ -48,26 +49,33 @@ def check_data(config: "PretrainConfig") -> Iterator[Problem]:
 def _open_validation(config: "PretrainConfig") -> Shards:
     shards = Shards(config.data.valid_path, "valid")
     if shards.tokens < 2:
-        raise UserError(f"{config.data.valid_path} has an empty split")
+        raise UserError(f"{config.data.valid_path} has an empty split; prepare more")
     return shards
 
 
 def _check_sources(config: "PretrainConfig", opened: list[Shards]) -> Iterator[Problem]:
-    first = opened[0]
-    for other in opened[1:]:
-        if other.tokenizer_sha256 != first.tokenizer_sha256:
-            yield Problem(
-                "data.train",
-                f"{other.directory} was made with another tokenizer than {first.directory}; "
-                "prepare both with the same tokenizer.path",
-            )
     for shards in opened:
         if shards.tokens < config.data.seq_len:
             yield Problem(
                 "data.seq_len",
                 f"{config.data.seq_len} is more than all {shards.tokens} tokens of "
-                f"{shards.directory}",
+                f"{shards.directory}; write {shards.tokens} or less, or prepare more text",
             )
+
+
+def _check_one_tokenizer(splits: list[Shards]) -> Iterator[Problem]:
+    first = splits[0]
+    for other in splits[1:]:
+        if not other.has_tokenizer_of(first):
+            yield Problem(
+                _key_of(other),
+                f"{other.directory} was made with another tokenizer than {first.directory}, or "
+                "with other special tokens; prepare both with the same tokenizer.path",
+            )
+
+
+def _key_of(shards: Shards) -> str:
+    return "data.train" if shards.split == "train" else "data.valid"
 
 
 def _check_layout(config: "PretrainConfig") -> Iterator[Problem]:
@@ -92,7 +100,7 @@ def _check_sentences(config: "PretrainConfig", opened: list[Shards]) -> Iterator
     for shards in opened:
         if not shards.has_sentences:
             yield Problem(
-                "data.train" if shards.split == "train" else "data.valid",
+                _key_of(shards),
                 f"{shards.directory} does not say where sentences end, which {config.objective} "
                 "needs; prepare it with input.sentences: true",
             )
@@ -147,6 +155,12 @@ def _check_masking(config: "PretrainConfig") -> Iterator[Problem]:
             "masking.random_fraction",
             f"{masking.random_fraction} and mask_fraction = {masking.mask_fraction} are more than "
             f"1; write at most {1 - masking.mask_fraction:.2g}",
+        )
+    if masking.segmenter == "jieba" and masking.unit == "token":
+        yield Problem(
+            "masking.segmenter",
+            "jieba finds words, and masking.unit: token hides single tokens; write masking.unit: "
+            "word (or span), or segmenter: none",
         )
     if masking.segmenter == "jieba" and importlib.util.find_spec("jieba") is None:
         yield Problem(

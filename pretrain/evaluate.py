@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -29,23 +30,27 @@ class Validation:
 
         `valid_loss` in nats per predicted token (plus, with pairs, nats per pair); for hidden
         tokens also the share that is guessed right, and `valid_unigram_accuracy`, the share that a
-        guess of always the most frequent token gets right; for pairs `valid_pair_accuracy`.
+        guess of always the most frequent token gets right; for pairs `valid_pair_accuracy`, and
+        `valid_pair_majority_accuracy`, that of a guess of always the more frequent label.
         """
         is_masked = self._objective.head != "causal_lm"
         sums = torch.zeros(4, dtype=torch.float64, device=engine.ranks.device)
-        counts = np.zeros(2)
+        predicted, labels = 0.0, np.zeros(2, dtype=np.int64)
         targets = np.zeros(self._shards.vocab_size if is_masked else 0, dtype=np.int64)
         with engine.evaluating() as module:
             for batch in self._batches(engine):
                 found = count(batch)
                 (on_device,) = split(batch, len(batch["targets"]), engine.ranks.device)
                 sums += _sums(module, on_device, found)
-                counts += (found.predicted, found.pairs)
+                predicted += found.predicted
                 if is_masked:
-                    predicted = batch["targets"][batch["targets"] != IGNORED]
-                    targets += np.bincount(predicted.numpy(), minlength=len(targets))
-        summed = dist.sum_over_ranks([*sums.tolist(), *counts, *targets.tolist()])
-        return _scores(summed[:4], summed[4], summed[5], summed[6:])
+                    targets += _frequencies(batch["targets"], len(targets))
+                if found.pairs:
+                    labels += _frequencies(batch["pair_labels"], len(labels))
+        summed = dist.sum_over_ranks(
+            [*sums.tolist(), predicted, *labels.tolist(), *targets.tolist()]
+        )
+        return _scores(summed[:4], summed[4], summed[5:7], summed[7:])
 
     def _batches(self, engine: Engine) -> Iterator[Batch]:
         return validation_batches(
@@ -57,6 +62,10 @@ class Validation:
             layout=self._objective.layout,
             collate=self._objective.collate,
         )
+
+
+def _frequencies(targets: torch.Tensor, size: int) -> npt.NDArray[np.int64]:
+    return np.bincount(targets[targets != IGNORED].numpy(), minlength=size)
 
 
 def _sums(module: nn.Module, batch: Batch, found: Counts) -> torch.Tensor:
@@ -75,9 +84,11 @@ def _sums(module: nn.Module, batch: Batch, found: Counts) -> torch.Tensor:
     return torch.stack([part.double() for part in parts])
 
 
-def _scores(sums: list[float], predicted: float, pairs: float, targets: list[float]) -> Scores:
+def _scores(
+    sums: list[float], predicted: float, labels: list[float], targets: list[float]
+) -> Scores:
     token_loss, pair_loss, correct, pairs_correct = sums
-    predicted = max(predicted, 1)
+    predicted, pairs = max(predicted, 1), sum(labels)
     scores = {"valid_loss": token_loss / predicted}
     if targets:
         scores["valid_accuracy"] = correct / predicted
@@ -85,4 +96,5 @@ def _scores(sums: list[float], predicted: float, pairs: float, targets: list[flo
     if pairs:
         scores["valid_loss"] += pair_loss / pairs
         scores["valid_pair_accuracy"] = pairs_correct / pairs
+        scores["valid_pair_majority_accuracy"] = max(labels) / pairs
     return scores

@@ -38,10 +38,10 @@ Model = pydantic.create_model("Model", __base__=_Preset, **_SHAPE_KEYS)
 
 
 class Source(Config):
-    """A prepared directory and its share of the tokens."""
+    """A prepared directory and its share of the sequences."""
 
     path: str = key(..., "Directory that data_prep wrote")
-    weight: float = key(1.0, "Relative share of the training tokens", gt=0)
+    weight: float = key(1.0, "Relative share of the training sequences", gt=0)
 
 
 class Data(Config):

@@ -20,6 +20,7 @@ from pretrain.evaluate import Validation
 from pretrain.objectives import make_objective
 from pretrain.objectives.draws import VALIDATION_SEED
 from pretrain.objectives.objective import Objective
+from pretrain.tokenizer import begin_texts_with
 from pretrain.verify import verify_data
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
@@ -84,6 +85,8 @@ class Session:
         net = self.engine.module
         assert isinstance(net, Model)
         save_pretrained(net, directory, tokenizer_dir=self.tokenizer_dir, state=parameters)
+        if self.objective.layout.by_document and net.head == "causal_lm":
+            begin_texts_with(directory, self.loader.shards[0].eod_id)
 
     def record(self, **values: Any) -> None:
         """Write a metrics record of this step (main rank)."""
@@ -156,10 +159,12 @@ def _validation(config: PretrainConfig) -> Validation | None:
 
 def _attention_length(loader: Loader) -> int:
     """Tokens of a row, or of an isolated document on average: never more work than was done."""
-    if not loader.layout.by_document:
+    if loader.layout.packing == "concat":
         return loader.layout.seq_len
     report = loader.packing_report()
-    return report.tokens // report.segments + loader.layout.overhead
+    # A window's first document and each that begins in it, or each piece of a document.
+    isolated = report.segments + (0 if loader.layout.by_document else report.documents)
+    return max(1, report.tokens // isolated) + loader.layout.overhead
 
 
 def _devnull() -> Any:
@@ -252,11 +257,9 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens = {positions:,} "
         f"({epochs:.2f} epochs); run directory {config.run_dir}"
     )
-    layout = session.objective.layout
-    if layout.by_document:
-        say(
-            f"{layout.packing}: {100 * report.utilisation:.1f} % of positions hold tokens; "
-            f"{report.cut_documents:,} of {report.documents:,} documents cut"
-        )
+    say(
+        f"{session.objective.layout.packing}: {100 * report.utilisation:.1f} % of positions hold "
+        f"tokens; {report.cut_documents:,} of {report.documents:,} documents cut"
+    )
     if checkpoint is not None:
         say(f"resumed from {checkpoint.path}, step {session.step}")

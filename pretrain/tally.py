@@ -6,7 +6,8 @@ from pretrain.objectives.batch import Counts
 class Tally:
     """Adds up steps until it is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_pairs: bool = False) -> None:
+        self._has_pairs = has_pairs
         self._counts, self._positions, self._steps = Counts(0, 0, 0, 0), 0, 0
 
     def add(self, held: Counts, positions: int) -> None:
@@ -24,14 +25,16 @@ class Tally:
         """Means a step, by their names in metrics.jsonl; starts again.
 
         `utilisation`: share of the positions that held a token. `predicted_tokens`: in the loss.
-        `replaced_tokens`, with pairs: cut off, or replaced by another document's.
+        With pairs also `predicted_pairs`, the rows that are one, and `replaced_tokens`: cut off, or
+        replaced by another document's.
         """
         counts, steps = self._counts, max(self._steps, 1)
         found = {
             "utilisation": counts.tokens / max(self._positions, 1),
             "predicted_tokens": counts.predicted / steps,
         }
-        if counts.pairs:
+        if self._has_pairs:
+            found["predicted_pairs"] = counts.pairs / steps
             found["replaced_tokens"] = counts.replaced / steps
         self._counts, self._positions, self._steps = Counts(0, 0, 0, 0), 0, 0
         return found

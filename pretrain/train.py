@@ -25,7 +25,7 @@ def train(config: PretrainConfig, ranks: Ranks) -> int:
         session.progress.say(f"already finished: {session.step} of {total} steps")
         return EXIT_OK
     batches = iter(session.loader)
-    rate, tally = Rate(), Tally()
+    rate, tally = Rate(), Tally(has_pairs=session.objective.head == "pretraining")
     stopping = False
     while session.step < total and not stopping:
         batch = next(batches)

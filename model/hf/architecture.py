@@ -4,21 +4,30 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from model.hf.config import ARCHITECTURES, read_json
+from model.hf.errors import CheckpointError
 
 TRUNK = "trunk"  # stands for a head where a directory holds none
 
 
 def stored_head(directory: Path, config: ModelConfig) -> str:
-    """The head that config.json names; "trunk" for a class without one, which holds no tensors."""
+    """The head that config.json names; "trunk" for a class without one, which holds no tensors.
+
+    Raises `CheckpointError` for a head that the family does not have.
+    """
     raw = read_json(directory / "config.json")
     if config.family == "custom":
-        return str(raw.get("head", config.heads[0]))
-    named = raw.get("architectures") or ()
+        head = raw.get("head", config.lm_head)
+        if head not in config.heads:
+            raise CheckpointError(f"head: got {head!r}, expected one of {', '.join(config.heads)}")
+        return str(head)
+    named = raw.get("architectures") or []
+    if not isinstance(named, list):
+        raise CheckpointError(f"architectures: got {named!r}, expected a list of names")
     for head in config.heads:
         if ARCHITECTURES[config.family, head] in named:
             return head
     is_bare = trunk_class(config.family) in named and not (config.causal and config.tie_embeddings)
-    return TRUNK if is_bare else config.heads[0]
+    return TRUNK if is_bare else config.lm_head
 
 
 def trunk_class(family: str) -> str:

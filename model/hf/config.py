@@ -136,6 +136,21 @@ def to_hf_config(config: ModelConfig, head: str, dtype: str) -> dict[str, Any]:
     return out
 
 
+def read_ends(directory: str | Path) -> tuple[int, ...] | None:
+    """The tokens that end a text by generation_config.json, or None where it says nothing.
+
+    Chat models have several there, of which config.json names one. Raises `CheckpointError`.
+    """
+    path = Path(directory) / "generation_config.json"
+    ends = read_json(path).get("eos_token_id") if path.is_file() else None
+    if ends is None:
+        return None
+    ends = ends if isinstance(ends, list) else [ends]
+    if not all(type(end) is int and end >= 0 for end in ends):
+        raise CheckpointError(f"{path}: eos_token_id: got {ends!r}, expected numbers of tokens")
+    return tuple(ends)
+
+
 def to_generation_config(config: ModelConfig) -> dict[str, Any] | None:
     """Return the content of generation_config.json, or None for a model that cannot generate."""
     if not config.causal:
@@ -160,13 +175,13 @@ def _supported_family(raw: Mapping[str, Any]) -> str:
         )
     if kind == CUSTOM_TYPE:
         return "custom"
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         raise CheckpointError(f"model_type: got {kind!r}, supported: {supported}")
     if raw.get("quantization_config"):
         raise CheckpointError(
             "quantization_config: quantised weights are not supported; use the unquantised model"
         )
-    return str(kind)
+    return kind
 
 
 def _refuse_other_arithmetic(family: str, raw: Mapping[str, Any]) -> None:
@@ -179,13 +194,13 @@ def _refuse_other_arithmetic(family: str, raw: Mapping[str, Any]) -> None:
 
 def _read_dropout(raw: Mapping[str, Any], defaults: dict[str, float]) -> Any:
     rates = {key: raw.get(key, default) for key, default in defaults.items()}
-    if len(set(rates.values())) > 1:
+    first, *others = rates.values()
+    if any(other != first for other in others):
         raise CheckpointError(
             f"{', '.join(rates)}: got {', '.join(map(str, rates.values()))}, supported: one rate"
             " for all; they affect training alone, so set them equal in config.json"
         )
-    rate = next(iter(rates.values()))
-    return float(rate) if isinstance(rate, int) else rate
+    return float(first) if isinstance(first, int) else first
 
 
 def _labels(raw: Mapping[str, Any]) -> dict[str, Any]:

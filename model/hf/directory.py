@@ -15,6 +15,7 @@ from model.hf.architecture import TRUNK
 from model.hf.config import (
     CheckpointError,
     read_config,
+    read_ends,
     read_json,
     to_generation_config,
     to_hf_config,
@@ -153,9 +154,9 @@ def load_pretrained(
 ) -> Model:
     """Load a Hugging Face directory into a model on the CPU, in evaluation mode.
 
-    head: None for the language model's own, causal_lm or masked_lm.
-    dtype: of the parameters; None keeps the file's. overrides: `ModelConfig` keys that do not
-    change the trunk's tensors, such as num_labels or dropout.
+    head: None for the language model's own, causal_lm or masked_lm; causal_lm ends its texts as
+    generation_config.json says. dtype: of the parameters; None keeps the file's. overrides:
+    `ModelConfig` keys that do not change the trunk's tensors, such as num_labels or dropout.
     With a head for a task (sequence, token, span), what the checkpoint lacks of the head, or has
     for another num_labels when that is overridden, is drawn anew and named in
     `net.newly_initialised`. Raises `CheckpointError`, in one line, for anything else that does not
@@ -168,6 +169,8 @@ def load_pretrained(
         )
     config = read_config(directory, **overrides)
     head = head or config.lm_head
+    if head == "causal_lm" and "eos_token_id" not in overrides:
+        config = _with_ends(config, read_ends(directory))
     if head not in config.heads:
         raise CheckpointError(
             f"{directory}: head: got {head!r}, expected one of {', '.join(config.heads)}, which"
@@ -223,6 +226,12 @@ def save_pretrained(
                 write_json(staging / name, content)
         for path in copies:
             shutil.copyfile(path, staging / path.name)
+
+
+def _with_ends(config: ModelConfig, ends: tuple[int, ...] | None) -> ModelConfig:
+    if ends is None or set(ends) == set(config.eos_token_ids):
+        return config
+    return config.model_copy(update={"eos_token_id": ends})
 
 
 def tokenizer_files(directory: Path) -> list[Path]:

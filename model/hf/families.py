@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from model.config import ModelConfig
+from model.config import MAX_LAYERS, MAX_SIZE, ModelConfig
 from model.hf import rope
 from model.hf.errors import CheckpointError
 
@@ -55,7 +55,7 @@ _GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 def read_activation(name: Any, *, gated: bool, key: str) -> str:
     """Translate the name of an activation. Raises `CheckpointError`."""
     names = _GATED if gated else _PLAIN
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise CheckpointError(f"{key}: got {name!r}, supported: {', '.join(names)}")
     return names[name]
 
@@ -72,10 +72,21 @@ def _layer_types(config: ModelConfig) -> list[str]:
 
 
 def _sliding_layers(types: Any, key: str = "layer_types") -> tuple[int, ...]:
-    known = {"sliding_attention", "full_attention"}
-    if not isinstance(types, list) or not set(types) <= known:
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or not all(kind in known for kind in types):
         raise CheckpointError(f"{key}: got {types!r}, expected a list of {', '.join(known)}")
     return tuple(i for i, kind in enumerate(types) if kind == "sliding_attention")
+
+
+def _number(raw: Raw, key: str, default: int, *, least: int = 0, most: int = MAX_SIZE) -> int:
+    value = raw.get(key, default)
+    if type(value) is not int or not least <= value <= most:
+        raise CheckpointError(f"{key}: got {value!r}, expected a number from {least} to {most}")
+    return value
+
+
+def _layers(raw: Raw) -> int:
+    return _number(raw, "num_hidden_layers", 0, most=MAX_LAYERS)
 
 
 def _read_gpt2(_: Raw) -> dict[str, Any]:
@@ -105,16 +116,18 @@ def _write_llama(config: ModelConfig) -> dict[str, Any]:
 def _read_qwen3(raw: Raw) -> dict[str, Any]:
     found = {"bias": raw.get("attention_bias", False), **rope.read(raw)}
     window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
-    if raw.get("layer_types") is not None:
-        layers = _sliding_layers(raw["layer_types"])
+    types = raw.get("layer_types")
+    if window is None:
+        if types is not None and _sliding_layers(types):
+            raise CheckpointError(
+                "layer_types: got sliding layers, but use_sliding_window is false"
+            )
+        return found
+    if types is not None:
+        layers = _sliding_layers(types)
     else:
-        first = raw.get("max_window_layers", 28)
-        layers = tuple(range(first, raw.get("num_hidden_layers", 0)))
-    if window is not None and layers:
-        found |= {"sliding_window": window, "sliding_layers": layers}
-    elif layers and raw.get("layer_types") is not None:
-        raise CheckpointError("layer_types: got sliding layers, but use_sliding_window is false")
-    return found
+        layers = tuple(range(_number(raw, "max_window_layers", 28), _layers(raw)))
+    return found | ({"sliding_window": window, "sliding_layers": layers} if layers else {})
 
 
 def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
@@ -153,8 +166,8 @@ def _read_modernbert(raw: Raw) -> dict[str, Any]:
     if raw.get("layer_types") is not None:
         layers = _sliding_layers(raw["layer_types"])
     else:
-        every = raw.get("global_attn_every_n_layers", 3)
-        layers = tuple(i for i in range(raw.get("num_hidden_layers", 0)) if i % every)
+        every = _number(raw, "global_attn_every_n_layers", 3, least=1)
+        layers = tuple(i for i in range(_layers(raw)) if i % every)
     pooling = raw.get("classifier_pooling", "cls")
     if pooling not in ("cls", "mean"):
         raise CheckpointError(f"classifier_pooling: got {pooling!r}, supported: 'cls', 'mean'")
@@ -331,6 +344,7 @@ KEYS: dict[str, Keys] = {
         also=(
             *("attention_bias", "mlp_bias", "norm_bias", "classifier_pooling", "layer_types"),
             *("global_attn_every_n_layers", "cls_token_id", "sep_token_id", *rope.KEYS),
+            *("layer_norm_eps", "position_embedding_type"),  # released, and never read
         ),
     ),
 }

@@ -188,7 +188,7 @@ def canonical(name: str, family: str, head: str) -> str:
     names = NAMES[family]
     if name.startswith(names.head_prefixes):
         return name
-    for prefix in {names.prefix, trunk_prefix(family, head), "transformer."}:
+    for prefix in (names.prefix, trunk_prefix(family, head), "transformer."):
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
             break

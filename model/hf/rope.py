@@ -106,11 +106,11 @@ def as_object(raw: Raw, key: str) -> dict[str, Any]:
 def _read_object(rope: dict[str, Any], key: str, raw: Raw) -> dict[str, Any]:
     found = {} if rope.get("rope_theta") is None else {"rope_theta": rope["rope_theta"]}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    names = _SCALING.get(kind, {})
+    names = _SCALING.get(kind, {}) if isinstance(kind, str) else {}
     unknown = set(rope) - {"rope_type", "type", "rope_theta", *names.values()}
     if rope.get("partial_rotary_factor") in (1.0, None) and rope.get("truncate") in (True, None):
         unknown -= {"partial_rotary_factor", "truncate"}
-    if kind != "default" and kind not in _SCALING:
+    if kind != "default" and not names:
         supported = ", ".join(("default", *_SCALING))
         raise CheckpointError(f"{key}: got type {kind!r}, supported: {supported}")
     if unknown:

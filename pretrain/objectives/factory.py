@@ -34,21 +34,18 @@ def make(config: PretrainConfig, shards: Sequence[Shards], seed: int) -> Objecti
         )
         return FillInTheMiddle(layout, eod_id, names, sentinels, seed)
     frame = Frame(*map(_existing, (tokens.cls_id, tokens.sep_id, tokens.pad_id)))
-    words = _words(config, tokens)
-    masker = Masker(config.masking, vocabulary(tokens), words, seed)
+    masker = Masker(config.masking, vocabulary(tokens, eod_id), _words(config, tokens), seed)
     if config.objective == "masked_lm":
         return MaskedLM(layout, frame, masker)
     others = OtherDocuments(shards) if config.objective == "masked_lm_nsp" else None
-    return SentencePairs(
-        layout, frame, masker, pairs=config.pairs, seed=seed, others=others, find_words=words
-    )
+    return SentencePairs(layout, frame, masker, pairs=config.pairs, seed=seed, others=others)
 
 
-def vocabulary(tokens: SpecialTokens) -> Vocabulary:
+def vocabulary(tokens: SpecialTokens, eod_id: int) -> Vocabulary:
     """What masking must know of a tokenizer."""
     is_special = np.zeros(tokens.vocab_size, dtype=bool)
-    is_special[sorted(tokens.special_ids)] = True
-    return Vocabulary(_existing(tokens.mask_id), is_special, np.flatnonzero(~is_special))
+    is_special[[*tokens.special_ids, eod_id]] = True
+    return Vocabulary(_existing(tokens.mask_id), is_special, tokens.ids[~is_special[tokens.ids]])
 
 
 def _words(config: PretrainConfig, tokens: SpecialTokens) -> FindWords:

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data_prep.collate import isolate
 from data_prep.samples import Layout, Sample
 from pretrain.objectives.batch import TALLY, Batch
 from pretrain.objectives.masking import Masker
 from pretrain.objectives.objective import tally
-from pretrain.objectives.rows import Rows, Stretch, isolation, lay_out
+from pretrain.objectives.rows import Rows, Stretch, lay_out
 from pretrain.objectives.traits import Head
 
 
@@ -71,8 +72,4 @@ def masked_batch(rows: Rows, samples: Sequence[Sample], masker: Masker, layout: 
         # A row without text keeps its first token: nothing can attend to nothing.
         seen = np.arange(layout.seq_len) < np.maximum(rows.used, 1)[:, None]
         return batch | {"attention_mask": torch.from_numpy(seen.astype(np.int64))}
-    bounds, position_ids = isolation(rows.documents)
-    return batch | {
-        "cu_seqlens": torch.from_numpy(bounds),
-        "position_ids": torch.from_numpy(position_ids),
-    }
+    return batch | isolate(rows.starts)

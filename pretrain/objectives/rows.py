@@ -21,7 +21,7 @@ class Rows(NamedTuple):
 
     ids: Ints
     segments: Ints  # number of the segment that a token is text of, rising over the batch; or −1
-    documents: Ints  # number of the isolated stretch within the row; its padding is one too
+    starts: npt.NDArray[np.bool_]  # where a document begins, or the row's padding
     used: Ints  # (B,) positions that are not padding
 
 
@@ -33,31 +33,20 @@ def lay_out(rows: Sequence[Sequence[Sequence[Stretch]]], seq_len: int, pad_id: i
     shape = (len(rows), seq_len)
     ids = np.full(shape, pad_id, dtype=np.int64)
     segments = np.full(shape, -1, dtype=np.int64)
-    numbers = np.zeros(shape, dtype=np.int64)
+    starts = np.zeros(shape, dtype=bool)
     used = np.zeros(len(rows), dtype=np.int64)
     segment = -1
     for row, documents in enumerate(rows):
         at = 0
-        for number, document in enumerate(documents):
+        for document in documents:
             segment += 1
-            begin = at
+            starts[row, at] = True
             for tokens, is_text in document:
                 end = at + len(tokens)
                 ids[row, at:end] = tokens
                 if is_text:
                     segments[row, at:end] = segment
                 at = end
-            numbers[row, begin:at] = number
-        numbers[row, at:] = len(documents)
+        starts[row, at : at + 1] = True  # the padding, where there is any
         used[row] = at
-    return Rows(ids, segments, numbers, used)
-
-
-def isolation(documents: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
-    """`cu_seqlens` over the flattened rows and `position_ids` (B, T) of isolated documents."""
-    columns = np.arange(documents.shape[1])
-    starts = np.ones(documents.shape, dtype=bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    bounds = np.append(np.flatnonzero(starts), starts.size).astype(np.int32)
-    last_start = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
-    return bounds, columns - last_start
+    return Rows(ids, segments, starts, used)

@@ -17,7 +17,7 @@ from data_prep.shards import Shards
 from pretrain.objectives.batch import TALLY, Batch
 from pretrain.objectives.draws import Draws
 from pretrain.objectives.masked_lm import Frame, masked_batch
-from pretrain.objectives.masking import FindWords, Masker
+from pretrain.objectives.masking import Masker
 from pretrain.objectives.objective import tally
 from pretrain.objectives.rows import Stretch, lay_out
 from pretrain.objectives.traits import Head
@@ -32,7 +32,7 @@ _ATTEMPTS = 16  # documents drawn until one has text
 
 
 class Pair(NamedTuple):
-    """Two texts; label −100 where a text of one token leaves nothing for the second."""
+    """Two texts; label −100, and a second without tokens, where there is no pair to judge."""
 
     first: Ints
     second: Ints
@@ -44,11 +44,15 @@ class SentencePairs:
     """Rows of [CLS] A [SEP] B [SEP] with `token_type_ids`, `pair_labels` and hidden tokens.
 
     A pair is made from one piece of a document. With `pairs.short_fraction` it is cut to a
-    random length first. NSP: A and B part at a random sentence bound; B is replaced in half of the
-    pairs, by no more tokens than it had, which end like it: inside a sentence where the piece was
-    cut, else with one, so that neither tells. A piece of one sentence keeps at most half the row
-    and is always followed by another document, as in BERT. SOP: a piece of one sentence is parted
-    at the word start nearest its middle.
+    random length first. A and B part at a random sentence bound.
+
+    NSP: B is replaced in half of the pairs, by no more tokens than it had, which end like it:
+    inside a sentence where the piece was cut, else with their document, so that neither tells. A
+    piece of one sentence keeps at most half the row and is always followed by another document,
+    as in BERT.
+
+    SOP: a piece is made of whole sentences, without the halves of those that its bounds cut: they
+    alone would tell the order. With fewer than two it is hidden tokens only, and no pair.
     """
 
     head: Head = "pretraining"
@@ -62,14 +66,13 @@ class SentencePairs:
         pairs: Pairs,
         seed: int,
         others: "OtherDocuments | None",
-        find_words: FindWords,
     ) -> None:
         """With `others`: NSP, else SOP."""
         self.layout = layout
         self._frame, self._masker = frame, masker
         self._short_fraction = pairs.short_fraction
         self._draws = Draws(seed, "pairs")
-        self._others, self._find_words = others, find_words
+        self._others = others
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Make each sample's pair, frame it and hide tokens; the tally counts what is left out."""
@@ -110,7 +113,10 @@ class SentencePairs:
         is_cut = len(tokens) == room
         ends = segment.sentence_ends[segment.sentence_ends < len(tokens)]
         if self._others is None:
-            return self._in_some_order(tokens, ends, chances)
+            bounds = np.concatenate([[0], ends, [len(tokens)]])
+            # Without the sentence that began in the piece before, and the one that goes on.
+            whole = bounds[int(segment.previous is not None) : len(bounds) - is_cut]
+            return _in_some_order(tokens, whole, chances)
         if not len(ends):
             first = tokens[: room - room // 2]
             room -= len(first)
@@ -123,23 +129,17 @@ class SentencePairs:
         other = self._others.stretch(segment, len(second), chances, is_cut=is_cut)
         return Pair(first, other, APART, len(first))
 
-    def _in_some_order(self, tokens: Ints, ends: Ints, chances: Iterator[float]) -> Pair:
-        if len(tokens) < 2:
-            return Pair(tokens, tokens[:0], IGNORED, len(tokens))
-        place = next(chances)
-        cut = ends[int(place * len(ends))] if len(ends) else self._middle(tokens)
-        first, second = tokens[:cut], tokens[cut:]
-        if next(chances) < 0.5:
-            return Pair(first, second, TOGETHER, len(tokens))
-        return Pair(second, first, APART, len(tokens))
 
-    def _middle(self, tokens: Ints) -> int:
-        """The word start nearest the middle; the middle itself inside a single long word."""
-        starts = self._find_words(tokens[None], np.zeros_like(tokens[None]))[0]
-        places = np.flatnonzero(starts[1:]) + 1
-        if not len(places):
-            return len(tokens) // 2
-        return int(places[np.argmin(np.abs(places - len(tokens) / 2))])
+def _in_some_order(tokens: Ints, bounds: Ints, chances: Iterator[float]) -> Pair:
+    """Part whole sentences in two, and swap those in half of the pairs."""
+    if len(bounds) < 3:
+        return Pair(tokens, tokens[:0], IGNORED, len(tokens))
+    begin, end = bounds[0], bounds[-1]
+    cut = bounds[1 + int(next(chances) * (len(bounds) - 2))]
+    first, second = tokens[begin:cut], tokens[cut:end]
+    if next(chances) < 0.5:
+        return Pair(first, second, TOGETHER, int(end - begin))
+    return Pair(second, first, APART, int(end - begin))
 
 
 class OtherDocuments:
@@ -151,10 +151,12 @@ class OtherDocuments:
     def stretch(
         self, segment: Segment, room: int, chances: Iterator[float], *, is_cut: bool
     ) -> Ints:
-        """At most `room` tokens from a random sentence of another document than the segment's.
+        """At most `room` tokens of another document than the segment's, from a sentence's start.
 
-        Whole sentences, unless `is_cut` or the first is too long. Documents are drawn alike, long
-        or short, as in BERT. Raises UserError where none has text.
+        With `is_cut` a random sentence of those that are followed by so much, where there are
+        such; else what the document ends with, cut only where its last sentence is too long.
+        Never a document's first sentence if it has others, for no document's own B is one.
+        Documents are drawn alike, long or short, as in BERT. Raises UserError where none has text.
         """
         shards = self._shards[segment.source]
         for _ in range(_ATTEMPTS):
@@ -162,13 +164,19 @@ class OtherDocuments:
             number += number >= segment.document
             tokens = shards[number]
             length = len(tokens) - (len(tokens) > 0 and tokens[-1] == shards.eod_id)
-            ends = np.minimum(shards.sentence_ends(number), length)
-            begins = np.concatenate([np.zeros(1, np.int64), ends[ends < length]])
-            begin = int(begins[int(next(chances) * len(begins))])
-            whole = ends[(ends > begin) & (ends <= begin + room)]
-            end = min(begin + room, length) if is_cut or not len(whole) else int(whole[-1])
-            if length:
-                return tokens[begin:end].astype(np.int64)
+            if not length:
+                continue
+            ends = shards.sentence_ends(number)
+            begins = ends[ends < length]
+            if not len(begins):
+                begins = np.zeros(1, np.int64)
+            if is_cut:
+                enough = max(1, int(np.searchsorted(begins, length - room, "right")))
+                begin = int(begins[int(next(chances) * enough)])
+            else:
+                late = int(np.searchsorted(begins, length - room))
+                begin = int(begins[min(late, len(begins) - 1)])
+            return tokens[begin : min(begin + room, length)].astype(np.int64)
         raise UserError(
             f"{shards.directory}: {_ATTEMPTS} random documents of split {shards.split!r} are "
             "empty, and NSP needs others; prepare the data without empty documents"

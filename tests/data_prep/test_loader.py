@@ -139,6 +139,16 @@ def test_sources_with_other_tokenizers_are_refused(prepared, run, tmp_path):
         Loader([(prepared, 1.0), (tmp_path / "b", 1.0)])
 
 
+def test_one_tokenizer_with_other_roles_is_another_tokenizer(prepared, run, tmp_path):
+    """Ids mean the same there, but the one ends documents with what is text to the other."""
+    path = write_jsonl(tmp_path / "b.jsonl", make_texts(40, seed=9))
+    run(path, "same", tokenizer__path=str(prepared))
+    Loader([(prepared, 1.0), (tmp_path / "same", 1.0)])
+    run(path, "b", tokenizer__path=str(prepared), tokenizer__eod="a")
+    with pytest.raises(UserError, match="different tokenizers"):
+        Loader([(prepared, 1.0), (tmp_path / "b", 1.0)])
+
+
 def test_a_batch_that_ranks_cannot_share_is_refused(prepared):
     with pytest.raises(UserError, match=r"global_batch_size=8 .* by 3 ranks"):
         Loader([(prepared, 1.0)], **OPTIONS, world_size=3)

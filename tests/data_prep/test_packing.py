@@ -168,9 +168,15 @@ def test_resume_goes_on_exactly_and_another_layout_is_refused(prepared):
         rest = [[key(s) for s in batch] for batch in islice(resumed, steps - at)]
         assert rest == [batch[2:] for batch in batches[at:]]
     for change, name in [
-        (FIT._replace(overhead=2), "overhead was 0, now 2"),
+        (
+            FIT._replace(overhead=2),
+            "the number of tokens that the objective adds to a text was 0, now 2",
+        ),
         (FIT._replace(packing="padded"), "packing was 'best_fit', now 'padded'"),
-        (FIT._replace(drops_eod=True), "drops_eod was False, now True"),
+        (
+            FIT._replace(drops_eod=True),
+            "whether the objective leaves out end-of-document tokens was False",
+        ),
         (Layout("concat", 48), "packing was 'best_fit', now 'concat'"),
     ]:
         other = Loader([(prepared, 1.0)], layout=change, **options)

@@ -122,7 +122,7 @@ def test_words_of_wordpiece_are_its_marks(tmp_path):
         assert found.continuations[number] == token.startswith("##")
     (ids,) = tokenizer.encode(["overstone (under)"])
     assert len(ids) > 4
-    assert "".join(found.texts(ids)) == "overstone(under)"
+    assert b"".join(found.utf8(ids)) == b"overstone(under)"
     assert split_into_words(found, tokenizer, "overstone (under)") == [
         "overstone",
         "(",
@@ -131,15 +131,15 @@ def test_words_of_wordpiece_are_its_marks(tmp_path):
     ]
 
 
-def test_texts_are_without_marks_and_spaces(tmp_path):
+def test_what_tokens_write(tmp_path):
     tokenizer = trained(tmp_path, "bpe", vocab_size=500)
     found = SpecialTokens(tmp_path)
     (ids,) = tokenizer.encode([" the river\n\nsees 你"])
-    texts = found.texts(ids)
-    assert texts[:2] == ["the", "river"]
-    assert "".join(texts).replace("\ufffd", "") in ("theriver\n\nsees你", "theriver\n\nsees")
-    assert found.texts([tokenizer.eod_id]) == ["<|endoftext|>"]
-    assert found.texts([]) == []
+    texts = found.utf8(ids)
+    assert texts[:2] == [b" the", b" river"]
+    assert b"".join(texts).decode() == " the river\n\nsees 你"
+    assert found.utf8([tokenizer.eod_id]) == [b"<|endoftext|>"]
+    assert found.utf8([]) == []
 
 
 def test_space_marks_and_byte_tokens_of_sentencepiece(tmp_path):
@@ -155,7 +155,7 @@ def test_space_marks_and_byte_tokens_of_sentencepiece(tmp_path):
     found = SpecialTokens(tmp_path)
     continued = [entries[number] for number in np.flatnonzero(found.continuations)]
     assert continued == ["<0xBD>", "<0xA0>", "r", "iver"]
-    assert found.texts([0, 4, 5, 7]) == ["<s>", "the", "r", ""]
+    assert found.utf8([0, 4, 5, 7, 1]) == [b"<s>", b" the", b"r", b" ", b"\xe4"]
     starts = found.word_starts([4, 6, 8, 6, 1, 2, 3, 10])
     assert starts.tolist() == [True, False, True, True, True, False, False, True]
 

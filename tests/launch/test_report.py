@@ -47,7 +47,8 @@ def test_the_page_stands_alone_and_escapes(tmp_path: Path) -> None:
 
 def test_a_masked_run_shows_accuracy_and_no_perplexity(tmp_path: Path) -> None:
     run = make_run(tmp_path / "mlm")
-    more = {"valid_accuracy": 0.123, "valid_unigram_accuracy": 0.051, "valid_pair_accuracy": 0.876}
+    more = {"valid_accuracy": 0.123, "valid_unigram_accuracy": 0.051}
+    more |= {"valid_pair_accuracy": 0.876, "valid_pair_majority_accuracy": 0.55}
     record = {"step": 100, "tokens_seen": 25600, "valid_loss": 2.0, "update_ratio": 1e-3, **more}
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(orjson.dumps(record) + b"\n")
@@ -56,6 +57,7 @@ def test_a_masked_run_shows_accuracy_and_no_perplexity(tmp_path: Path) -> None:
     assert "perplexity" not in page
     for text in ("12.3%", "87.6%", "validation accuracy", "guessing the most frequent token"):
         assert text in page
+    assert "guessing the more frequent label" in page
     assert "update ÷ weight norm" in page
 
 

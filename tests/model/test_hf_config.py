@@ -1,5 +1,6 @@
 import json
 import logging
+from contextlib import suppress
 
 import pytest
 from transformers import (
@@ -13,7 +14,14 @@ from transformers import (
 )
 
 from model import ModelConfig, preset
-from model.hf import CheckpointError, from_hf_config, to_generation_config, to_hf_config
+from model.hf import (
+    CheckpointError,
+    from_hf_config,
+    read_config,
+    to_generation_config,
+    to_hf_config,
+)
+from model.hf.architecture import stored_head
 from model.presets import PRESETS
 from tests.model.shapes import FAMILIES, odd_config
 
@@ -196,6 +204,12 @@ def test_generation_config():
         ({**OLD_GPT2, "vocab_size": 99.0}, "vocab_size: .*integer.*99.0"),
         ({**OLD_LLAMA, "attention_bias": "false", "mlp_bias": "false"}, "bias: .*boolean.*'false'"),
         ({**OLD_LLAMA, "rms_norm_eps": "1e-5"}, "norm_eps: .*number.*'1e-5'"),
+        ({**OLD_GPT2, "n_layer": 10**30}, "n_layers: .*less than or equal to 10000"),
+        (
+            {**OLD_BERT, "model_type": "modernbert", "global_attn_every_n_layers": 0},
+            "global_attn_every_n_layers: got 0, expected a number from 1 to",
+        ),
+        ({**OLD_LLAMA, "model_type": ["llama"]}, "model_type: got \\['llama'\\]"),
         ({**OLD_GPT2, "id2label": {"x": "a"}}, "id2label: .* expected numbers as keys"),
     ],
 )
@@ -203,6 +217,23 @@ def test_refusals(raw, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         from_hf_config(raw)
     assert "\n" not in str(caught.value)
+
+
+WRONG = [None, -1, 1.5, 10**30, True, "x", [], ["x"], {}, {"a": 1}, {"rope_type": [1]}]
+
+
+@pytest.mark.parametrize("raw", [OLD_LLAMA, OLD_GPT2, OLD_BERT], ids=lambda r: r["model_type"])
+@pytest.mark.parametrize("family", [None, "qwen3", "roberta", "modernbert"])
+def test_a_value_of_any_type_is_read_or_refused(raw, family, tmp_path):
+    """Whatever stands in a file that someone else wrote: never another error, never a long wait."""
+    raw = {**raw, "use_sliding_window": True, "sliding_window": 8}
+    raw |= {} if family is None else {"model_type": family}
+    more = ("max_window_layers", "global_attn_every_n_layers", "layer_types", "rope_parameters")
+    for key in (*raw, *more, "id2label", "classifier_pooling", "pad_token_id"):
+        for value in WRONG:
+            (tmp_path / "config.json").write_text(json.dumps({**raw, key: value}))
+            with suppress(CheckpointError):
+                stored_head(tmp_path, read_config(tmp_path))
 
 
 def test_unknown_keys_are_mentioned(caplog):

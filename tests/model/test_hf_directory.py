@@ -192,6 +192,25 @@ def test_a_missing_output_matrix_is_never_drawn(saved):
     assert "missing lm_head.weight" in refusal(path)
 
 
+def test_texts_end_as_generation_config_says(saved):
+    """Qwen3's config.json names one of the two tokens that end its texts."""
+    net, path = saved("qwen3", eos_token_id=5)
+    file = path / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [5, 7]}))
+    again = load_pretrained(path)
+    assert again.config.eos_token_ids == (5, 7)
+    save_pretrained(again, path.parent / "again")
+    assert load_pretrained(path.parent / "again").config.eos_token_ids == (5, 7)
+    assert load_pretrained(path, eos_token_id=3).config.eos_token_ids == (3,)
+    assert load_pretrained(path, "sequence").config.eos_token_id == 5
+    file.write_text(json.dumps({"eos_token_id": [5]}))
+    assert load_pretrained(path).config == net.config
+    file.write_text(json.dumps({"eos_token_id": ["end"]}))
+    assert "eos_token_id: got ['end'], expected numbers" in refusal(path)
+    file.unlink()
+    assert load_pretrained(path).config == net.config
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_names_without_prefix_and_stored_constants(family, tmp_path):
     """A trunk saved alone by transformers, as the oldest GPT-2 files are."""

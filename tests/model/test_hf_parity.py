@@ -1,5 +1,7 @@
 """The same numbers as transformers: logits, loss, gradients, tokens, both ways."""
 
+import json
+
 import pytest
 import torch
 
@@ -267,6 +269,34 @@ def test_greedy_generation_equals_transformers(family, seed, tmp_path):
             ids, attention_mask=whole, max_new_tokens=20, do_sample=False, num_beams=1
         )
         assert ours.tolist() == expected.tolist()
+
+
+def test_generation_ends_where_transformers_ends(tmp_path):
+    """At any of the tokens of generation_config.json, of which config.json names one."""
+    config = odd_config("qwen3", 3).model_copy(update={"eos_token_id": None, "pad_token_id": 0})
+    net = scramble(build(config).eval())
+    ids = token_ids(config, 1, 5)
+    ends = generate(net, ids, 20)[0, [11, 20]].tolist()
+    net.config = config.model_copy(update={"eos_token_id": ends[1]})
+    save_pretrained(net, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    theirs = their_class("qwen3", "causal_lm").from_pretrained(tmp_path / "m")
+    expected = theirs.generate(ids, max_new_tokens=20, do_sample=False)
+    assert generate(load_pretrained(tmp_path / "m"), ids, 20).tolist() == expected.tolist()
+    assert expected.shape[1] < generate(net, ids, 20).shape[1]
+
+
+def test_an_empty_text_has_no_effect_on_the_others():
+    """Averaged over no token at all, it would be NaN, and so would every gradient."""
+    config = odd_config("modernbert", 0).model_copy(update={"pooling": "mean"})
+    net = scramble(build(config, "sequence").eval())
+    ids = token_ids(config, 2, 6)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
+    for unpads in (True, False):
+        net.trunk.unpads = unpads
+        logits = net(ids, mask).logits
+        assert logits.isfinite().all()
+        assert relative_error(logits[:1], net(ids[:1], mask[:1]).logits) <= LIMIT
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from model import build, save_pretrained
+from model import ModelConfig, build, save_pretrained
 from model.__main__ import main
 from model.hf.verify import verify
 from runtime.checkpoint.format import hash_file
 from tests.model.directories import saved, stored
 from tests.model.shapes import FAMILIES, odd_config
 
+SMALL = {"n_layers": 1, "n_heads": 2, "d_model": 8, "vocab_size": 9, "max_seq_len": 8}
 CASES = [(family, head) for family in FAMILIES for head in odd_config(family, 1).heads]
 
 
@@ -194,6 +195,16 @@ def test_broken_manifests(content, words, tmp_path):
     saved(tmp_path / "m")
     (tmp_path / "m" / "MANIFEST.json").write_text(content)
     assert any(words in problem for problem in problems(tmp_path / "m"))
+
+
+def test_heads_that_are_none(tmp_path):
+    saved(tmp_path / "m")
+    edit(tmp_path / "m", architectures=3)
+    assert "architectures: got 3, expected a list" in one_problem(tmp_path / "m")
+    net = build(ModelConfig(family="custom", **SMALL))
+    save_pretrained(net, tmp_path / "c")
+    edit(tmp_path / "c", head="masked_lm")  # of a causal model
+    assert "head: got 'masked_lm', expected one of causal_lm" in one_problem(tmp_path / "c")
 
 
 def test_the_command_says_it_in_one_line(tmp_path, capsys):

@@ -214,6 +214,8 @@ def test_describe_with_every_option(capsys):
         (["generate", "{m}"], ["--prompt: missing"]),
         (["generate", "{m}", "--prompts", "{empty}/none"], ["--prompts", "none"]),
         (["generate", "{m}", "--prompt", "one", "--device", "abacus"], ["--device", "'abacus'"]),
+        (["generate", "{m}", "--prompt", "one", "--device", "meta"], ["--device", "'meta'"]),
+        (["describe", "gpt2-tiny", "--seq-len", "513"], ["seq_len: got 513", "max_seq_len=512"]),
     ],
 )
 def test_mistakes_take_one_line(line, words, speaking, tmp_path, capsys):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model import build, preset
+from model.attention import KVCache
 from model.config import ModelConfig
 from model.rotary import rotary_table, rotate
 from model.visibility import document_layout, masked
@@ -150,6 +151,11 @@ def test_wrong_shapes_are_refused():
     ids = token_ids(net.config, 2, 6)
     with pytest.raises(ValueError, match=r"attention_mask: got shape \(2, 5\), expected \(2, 6\)"):
         net(ids, torch.ones(2, 5))
+    with pytest.raises(ValueError, match=r"prefix_mask: got shape \(1, 6\), expected \(2, 6\)"):
+        net(ids, prefix_mask=torch.ones(1, 6, dtype=torch.bool))
+    cache = KVCache(net.config, 2, 5, CPU, torch.float32)
+    with pytest.raises(ValueError, match="cache: got 6 tokens, expected at most max_len=5"):
+        net(ids, cache=cache)
     long = token_ids(net.config, 1, net.config.max_seq_len + 1)
     with pytest.raises(ValueError, match="max_seq_len"):
         net(long)
@@ -212,6 +218,17 @@ def test_a_prefix_sees_itself_whole(packed):
     moved = (again - outputs[1]).abs().amax(-1)[0] > 1e-6
     expected = [0] * 4 + [1] * 6 if packed else [1] * 10
     assert moved.int().tolist() == expected  # the prefix sees its own end; the other document not
+
+
+def test_a_prefix_with_a_cache_equals_the_whole_text():
+    net = make("qwen3", 5)
+    ids = token_ids(net.config, 2, 9)
+    prefix = torch.arange(9) < torch.tensor([[4], [2]])
+    whole = net(ids, prefix_mask=prefix).logits
+    cache = KVCache(net.config, 2, 9, CPU, torch.float32)
+    pieces = [net(ids[:, :5], prefix_mask=prefix[:, :5], cache=cache).logits]
+    pieces += [net(ids[:, 5:], prefix_mask=prefix, cache=cache).logits]
+    assert relative_error(torch.cat(pieces, 1), whole) <= 1e-5
 
 
 def test_future_is_invisible():

@@ -1,5 +1,7 @@
 """Configs whose objective does not go with the data, the model or the packing."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,9 +122,46 @@ def test_fractions_of_masking(write: Write) -> None:
 def test_jieba_must_be_installed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    path = write("masked_lm", masking__segmenter="jieba")
+    path = write("masked_lm", masking__segmenter="jieba", masking__unit="word")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     only(errors(path), "masking.segmenter", "pip install jieba")
+
+
+def test_jieba_goes_with_words(write: Write) -> None:
+    pytest.importorskip("jieba")
+    only(errors(write("masked_lm", masking__segmenter="jieba")), "masking.segmenter", "unit: word")
+    assert good(write("masked_lm", masking__segmenter="jieba", masking__unit="span"))
+
+
+def test_validation_with_another_tokenizer(
+    write: Write, corpus: Path, bert_corpus: Path, tmp_path: Path
+) -> None:
+    found = errors(write("masked_lm", data__valid=str(corpus)))
+    only(found, "data.valid", "another tokenizer", "same tokenizer.path")
+    # The same tokenizer.json, but what is [MASK] there?
+    other = shutil.copytree(bert_corpus, tmp_path / "other")
+    path = other / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"mask_token": "[UNK]"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
+    entry = manifest["tokenizer"]["config"]
+    entry["bytes"], entry["sha256"] = path.stat().st_size, "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = errors(write("masked_lm", data__valid=str(other)))
+    only(found, "data.valid", "other special tokens")
+    sources = [{"path": str(bert_corpus)}, {"path": str(other)}]
+    only(errors(write("masked_lm", data__train=sources)), "data.train", "other special tokens")
+
+
+def test_a_slash_at_the_end_hides_no_problem(write: Write, corpus: Path, tmp_path: Path) -> None:
+    path = write("masked_lm", data__train=f"{corpus}/", data__valid=f"{corpus}/")
+    only(errors(path), "mask_token")
+    whole = shutil.copytree(corpus, tmp_path / "no_valid")
+    manifest = json.loads((whole / "manifest.json").read_text(encoding="utf-8"))
+    manifest["shards"] = [s for s in manifest["shards"] if s["split"] == "train"]
+    (whole / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = errors(write("causal_lm", data__train=f"{whole}/", model={"preset": "llama-tiny"}))
+    only(found, "data.valid", "split.valid > 0")
 
 
 def test_mistakes_of_objective_and_data_are_told_at_once(write_config: Write) -> None:

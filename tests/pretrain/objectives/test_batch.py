@@ -118,5 +118,13 @@ def test_the_tally_gives_means_a_step_and_starts_again() -> None:
     tally.add(Counts(20, 0, 70, 0), 100)
     assert tally.predicted_fraction == 30 / 160
     assert tally.read() == {"utilisation": 0.8, "predicted_tokens": 15}
-    tally.add(Counts(5, 4, 50, 8), 50)
-    assert tally.read() == {"utilisation": 1.0, "predicted_tokens": 5, "replaced_tokens": 8}
+    tally.add(Counts(5, 0, 50, 0), 50)
+    assert tally.read() == {"utilisation": 1.0, "predicted_tokens": 5}
+
+
+def test_the_tally_of_pairs_counts_them_also_where_there_are_none() -> None:
+    tally = Tally(has_pairs=True)
+    for pairs, replaced in ((4, 8), (0, 0)):
+        tally.add(Counts(5, pairs, 50, replaced), 50)
+        found = {"predicted_pairs": pairs, "replaced_tokens": replaced}
+        assert tally.read() == {"utilisation": 1.0, "predicted_tokens": 5, **found}

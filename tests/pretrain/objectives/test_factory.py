@@ -1,5 +1,6 @@
 """Every objective as a config makes it, behind the real loader and tokenizer."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from data_prep.loader import Loader
@@ -137,10 +139,25 @@ def test_masked_batches_of_real_data(make) -> None:
 
 def test_the_vocabulary_of_random_tokens(bert_corpus: Path) -> None:
     tokens = SpecialTokens(bert_corpus)
-    found = vocabulary(tokens)
+    found = vocabulary(tokens, eod_id=3)
     assert found.mask_id == 4
     assert found.ordinary.tolist() == list(range(5, Shards(bert_corpus).vocab_size))
     assert np.flatnonzero(found.is_special).tolist() == [0, 1, 2, 3, 4]
+    # What ends a document is never hidden, even where the tokenizer calls it ordinary.
+    found = vocabulary(tokens, eod_id=9)
+    assert 9 not in found.ordinary
+    assert found.is_special[9]
+
+
+def test_ids_without_a_token_are_not_drawn(tmp_path: Path) -> None:
+    entries = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5, "b": 11}
+    model = tokenizers.models.WordPiece(entries, unk_token="[UNK]")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    roles = {f"{name[1:-1].lower()}_token": name for name in list(entries)[:5]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
+    found = vocabulary(SpecialTokens(tmp_path), eod_id=3)
+    assert found.ordinary.tolist() == [5, 11]
+    assert len(found.is_special) == 12
 
 
 def test_words_of_jieba_are_hidden_whole(make) -> None:

@@ -41,11 +41,6 @@ class FakeShards:
         return ends if len(ends) else np.ones(1, np.int64)
 
 
-def words(ids: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """A word begins at every token but those that end in 3, 4 or 5."""
-    return ~np.isin(ids % 10, (3, 4, 5))
-
-
 def objective(kind: str, seq_len: int = 35, shards=None, seed: int = 0, short: float = 0.0):
     others = OtherDocuments([shards or FakeShards([[5, 4, 6]] * 90)]) if kind == "nsp" else None
     return SentencePairs(
@@ -55,13 +50,12 @@ def objective(kind: str, seq_len: int = 35, shards=None, seed: int = 0, short: f
         pairs=Pairs(short_fraction=short),
         seed=seed,
         others=others,
-        find_words=words,
     )
 
 
-def piece(number: int, lengths: list[int]):
+def piece(number: int, lengths: list[int], previous: int | None = None):
     tokens, ends = document(number, lengths)
-    return segment(tokens, document=number, ends=ends)
+    return segment(tokens, document=number, ends=ends, previous=previous)
 
 
 def owner(tokens: np.ndarray) -> set[int]:
@@ -85,13 +79,10 @@ def test_nsp_replaces_half_of_the_second_texts() -> None:
         assert pair.own == len(pair.first)
         (other,) = owner(pair.second)
         others.append(other)
-        # From a sentence's start, and no more than was replaced.
-        assert (pair.second[0] - 5) % 10 in (0, 5, 9)
-        assert 1 <= len(pair.second) <= 15 - len(pair.first)
-        # It ends with a sentence, as the piece does, unless its first one is too long for that.
-        begin = int(pair.second[0] - 5) % 10
-        whole = [end - begin for end in (5, 9, 15) if 0 < end - begin <= 15 - len(pair.first)]
-        assert len(pair.second) == (whole[-1] if whole else 15 - len(pair.first))
+        # It ends with its document, as the own one does, and has no more tokens: [4, 6] or [6].
+        begin, room = int(pair.second[0] - 5) % 10, 15 - len(pair.first)
+        assert begin == (5 if room == 10 else 9)
+        assert len(pair.second) == room
     assert abs(apart - 1000) < 4 * 500**0.5
     assert abs(cuts.count(5) - 1000) < 4 * 500**0.5
     # Every other document, the own one never: 89 · 4 standard deviations of 1,000 / 89.
@@ -102,13 +93,25 @@ def test_nsp_replaces_half_of_the_second_texts() -> None:
 
 
 def test_a_piece_that_was_cut_is_replaced_to_its_length() -> None:
-    nsp, lengths = objective("nsp", shards=FakeShards([[9] * 9] * 20)), []
+    nsp, begins = objective("nsp", shards=FakeShards([[9] * 9] * 20)), set()
     for index in range(200):
         pair = nsp.pair(sample(index, piece(3, [9, 9, 9, 5])))  # as long as the row allows
-        if pair.label == APART and len(pair.second) not in (9, 18):
-            lengths.append(len(pair.first) + len(pair.second))
-    assert len(lengths) > 50
-    assert set(lengths) == {32}
+        assert len(pair.first) + len(pair.second) == 32
+        if pair.label == APART and len(pair.first) == 9:
+            begins.add(int(pair.second[0] - 5) % 10)
+    # From the second sentence on to the last that 23 tokens follow: 9, 18, … 54 of 81.
+    assert begins == {9, 8, 7, 6, 5, 4}
+
+
+def test_a_sentence_too_long_for_what_it_replaces_is_cut() -> None:
+    nsp, seen = objective("nsp", shards=FakeShards([[3, 25]] * 20)), 0
+    for index in range(40):
+        pair = nsp.pair(sample(index, piece(3, [4, 7])))
+        if pair.label == APART:
+            seen += 1
+            assert len(pair.second) == 7
+            assert (pair.second[0] - 5) % 10 == 3
+    assert seen > 10
 
 
 def test_one_sentence_is_always_followed_by_another_document() -> None:
@@ -140,32 +143,49 @@ def test_sop_swaps_half() -> None:
     assert abs(apart - 1000) < 4 * 500**0.5
 
 
-def test_sop_parts_a_single_sentence_at_the_word_start_nearest_its_middle() -> None:
-    sop = objective("sop")
-    # Tokens 25 … 34, 25 …: those ending in 3, 4, 5 continue a word, so 8, 9 and 0 do not start it.
-    for length, cut in ((20, 11), (17, 7), (10, 5), (3, 1), (2, 1)):
-        for index in range(6):
-            pair = sop.pair(sample(index, piece(2, [length])))
-            before = pair.second if pair.label == APART else pair.first
-            assert len(before) == cut, length
+@pytest.mark.parametrize(
+    ("lengths", "previous", "kept"),
+    [
+        ([5, 4, 6], None, (0, 15)),  # a whole document
+        ([5, 4, 6], 9, (5, 15)),  # its first sentence began in the piece before
+        ([9, 9, 9, 5], None, (0, 27)),  # as long as the row allows: cut in its last sentence
+        ([9, 4, 9, 10], 9, (9, 22)),
+    ],
+)
+def test_sop_swaps_whole_sentences_alone(lengths, previous, kept) -> None:
+    """Half a sentence first or last would tell the order."""
+    tokens, ends = document(2, lengths)
+    bounds = {0, *ends.tolist()}
+    labels = set()
+    for index in range(60):
+        pair = objective("sop").pair(sample(index, piece(2, lengths, previous)))
+        whole = [pair.second, pair.first] if pair.label == APART else [pair.first, pair.second]
+        assert (np.concatenate(whole) == tokens[slice(*kept)]).all()
+        assert kept[0] + len(whole[0]) in bounds - set(kept)
+        assert pair.own == kept[1] - kept[0]
+        labels.add(pair.label)
+    assert labels == {TOGETHER, APART}
 
 
-def test_sop_of_one_token_is_no_pair() -> None:
-    pair = objective("sop").pair(sample(0, piece(2, [1])))
-    assert (len(pair.first), len(pair.second), pair.label) == (1, 0, -100)
+@pytest.mark.parametrize(
+    ("lengths", "previous"), [([1], None), ([20], None), ([5, 4], 9), ([9, 23], None), ([32], 9)]
+)
+def test_sop_of_fewer_than_two_whole_sentences_is_no_pair(lengths, previous) -> None:
+    for index in range(6):
+        pair = objective("sop").pair(sample(index, piece(2, lengths, previous)))
+        assert (pair.first == document(2, lengths)[0]).all()
+        assert (len(pair.second), pair.label, pair.own) == (0, -100, sum(lengths))
 
 
 def test_a_tenth_of_the_pairs_is_short() -> None:
-    for kind in ("nsp", "sop"):
-        pairs = objective(kind, short=0.1)
-        long = piece(4, [8, 8, 8, 8])
-        sizes = np.array([pairs.pair(sample(i, long)).own for i in range(3000)])
-        if kind == "sop":
-            share = (sizes < 32).mean()
-            assert abs(share - 0.1 * 30 / 31) < 4 * (0.09 / 3000) ** 0.5
-            short = sizes[sizes < 32]
-            assert short.min() <= 3
-            assert abs(short.mean() - 16.5) < 2.5
+    pairs = objective("sop", short=0.1)
+    long = piece(4, [1] * 31)  # not as long as the row: only what is cut shorter loses a sentence
+    sizes = np.array([pairs.pair(sample(i, long)).own for i in range(3000)])
+    share = (sizes < 31).mean()
+    assert abs(share - 0.1 * 30 / 31) < 4 * (0.09 / 3000) ** 0.5
+    short = sizes[sizes < 31]
+    assert short.min() <= 3
+    assert abs(short.mean() - 15.5) < 2.5
 
 
 def test_rows_have_the_frame_types_labels_and_counts() -> None:

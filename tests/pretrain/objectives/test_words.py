@@ -38,7 +38,8 @@ class Trained:
         ids = self.tokenizer.encode([text])[0].astype(np.int64)[None]
         starts = find(ids, np.zeros_like(ids))[0]
         starts[0] = True
-        names = self.tokens.texts(ids[0])
+        texts = self.tokens.utf8(ids[0])
+        names = [text.decode("utf-8", "replace").removeprefix(" ") for text in texts]
         bounds = [*np.flatnonzero(starts), len(names)]
         return [names[begin:end] for begin, end in pairwise(bounds)]
 
@@ -133,6 +134,33 @@ def test_a_character_in_several_tokens_is_one_word_and_shifts_nothing(tmp_path: 
     words = trained.words(ChineseWords(trained.tokens, cut_by("北京", "来到")), "来到鑫北京")
     assert ["".join(words[0]), "".join(words[2])] == ["来到", "北京"]
     assert len(words[1]) in (2, 3)  # of the bytes of 鑫, which no training text had
+
+
+def test_bytes_that_cut_chinese_characters_make_its_words(tmp_path: Path) -> None:
+    """Byte-level BPE of little text: most characters are two or three tokens."""
+    train(
+        TrainTokenizer(kind="bpe", vocab_size=280, special_tokens="bert"), [CHINESE * 3], tmp_path
+    )
+    tokens, tokenizer = SpecialTokens(tmp_path), DocumentTokenizer(tmp_path)
+    ids = tokenizer.encode(["我来到北京 and 北京 清华大学"])[0].astype(np.int64)
+    assert len(ids) > 22
+    seen: list[str] = []
+
+    def cut(text: str) -> list[str]:
+        seen.append(text)
+        return cut_by("来到", "北京", "北京 清华", "清华大学")(text)
+
+    starts = ChineseWords(tokens, cut)(ids[None], np.zeros_like(ids[None]))[0]
+    assert seen[0].split() == ["我来到北京", "and", "北京", "清华大学"]
+    bounds = [*np.flatnonzero(starts), len(ids)]
+    written = [b"".join(tokens.utf8(ids[a:b])).decode().strip() for a, b in pairwise(bounds)]
+    assert [word for word in written if word] == [
+        *("我", "来到", "北京", "and", "北京", "清华大学")
+    ]
+    # A window that begins and ends inside a character has all words but the last one's.
+    inside = slice(1, len(ids) - 1)
+    found = ChineseWords(tokens, cut)(ids[None, inside], np.zeros_like(ids[None, inside]))[0]
+    assert (found[3:-12] == starts[inside][3:-12]).all()
 
 
 def test_jieba_finds_words_and_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
