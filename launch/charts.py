@@ -26,12 +26,14 @@ _STYLE: Any = {
 Series = tuple[str, Sequence[float], Sequence[float]]  # label, steps, values
 
 
-def curves(title: str, series: Sequence[Series], *, unit: str, log: bool = False) -> str:
-    """Values over steps; many points are drawn thin with a running mean on top."""
+def curves(
+    title: str, series: Sequence[Series], *, unit: str, log: bool = False, noisy: bool = True
+) -> str:
+    """Values over steps; many noisy points are drawn thin with a running mean on top."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
         for (label, steps, values), colour in zip(series, COLOURS, strict=False):
-            if len(values) > 60:
+            if noisy and len(values) > 60:
                 axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
                 axes.plot(steps, _running_mean(values), color=colour, linewidth=1.8, label=label)
             else:

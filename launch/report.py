@@ -65,7 +65,7 @@ def _run_section(run: _Run) -> str:
         ),
         *_accuracies(run),
         *_single(run, "dev score", "dev_score", ""),
-        *_single(run, "learning rate", "lr", ""),
+        *_single(run, "learning rate", "lr", "", noisy=False),
         *_single(run, "gradient norm", "grad_norm", "", log=True),
         *_single(run, "update ÷ weight norm", "update_ratio", "", log=True),
         *_single(run, "throughput", "tokens_per_second", "tokens / s"),
@@ -83,9 +83,9 @@ def _run_section(run: _Run) -> str:
     return f"<section>{''.join(parts)}</section>"
 
 
-def _single(run: _Run, title: str, key: str, unit: str, *, log: bool = False) -> list[str]:
+def _single(run: _Run, title: str, key: str, unit: str, **style: bool) -> list[str]:
     series = run.series(title, key)
-    return [curves(title, series, unit=unit, log=log)] if series else []
+    return [curves(title, series, unit=unit, **style)] if series else []
 
 
 def _accuracies(run: _Run) -> list[str]:
