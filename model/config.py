@@ -262,11 +262,6 @@ class ModelConfig(BaseModel):
         return self
 
     @property
-    def is_causal(self) -> bool:
-        """Whether a token sees only those before it."""
-        return self.causal
-
-    @property
     def heads(self) -> tuple[str, ...]:
         """The heads that this family's Hugging Face classes have."""
         heads = TRAITS[self.family].heads

@@ -42,7 +42,7 @@ def describe(
         "",
         *_memory(config, head, seq_len, batch_size, dtype, fraction, zero_stage, n_devices),
     ]
-    if config.is_causal:
+    if config.causal:
         size = memory.kv_cache_bytes_per_token(config, dtype)
         lines += ["", f"key/value cache in {dtype}: {bytes_text(size)} per token of a text"]
     return "\n".join(lines)
@@ -73,7 +73,7 @@ def _work(config: ModelConfig, head: str, seq_len: int, fraction: float) -> list
         f"training FLOPs per token at {seq_len} tokens{share}",
         f"  attention in full: {found.full:.4g}",
     ]
-    if config.is_causal:
+    if config.causal:
         lines.append(f"  attention causal:  {found.causal:.4g}")
     return lines
 

@@ -251,7 +251,7 @@ def _check_sampling(
 def _check_texts(
     net: CausalLM, input_ids: Tensor, max_new_tokens: int, attention_mask: Tensor | None
 ) -> None:
-    if not net.config.is_causal:
+    if not net.config.causal:
         raise ValueError(
             f"net: {net.config.family} sees both sides of a text, expected a causal model"
         )

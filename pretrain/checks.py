@@ -198,10 +198,10 @@ def _check_model(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
 def _check_head(config: "PretrainConfig", model: ModelConfig) -> Iterator[Problem]:
     """The objective's head must be one that the family has."""
     traits = TRAITS[config.objective]
-    if traits.is_masked == model.is_causal:
-        sees = "only what stands before a token" if model.is_causal else "both sides"
+    if traits.is_masked == model.causal:
+        sees = "only what stands before a token" if model.causal else "both sides"
         ours = "bert-tiny or modernbert-tiny" if traits.is_masked else "llama-tiny or gpt2-tiny"
-        other = "causal_lm" if model.is_causal else "masked_lm"
+        other = "causal_lm" if model.causal else "masked_lm"
         yield Problem(
             "objective",
             f"{config.objective} does not go with family {model.family}, which sees {sees}; write "

@@ -34,7 +34,7 @@ def test_a_masked_objective_starts_from_bert(write: Write, objective: str) -> No
     from data_prep.shards import Shards
 
     model = config.model_config_for(Shards(config.data.sources[0].path))
-    assert (model.family, model.is_causal) == ("bert", False)
+    assert (model.family, model.causal) == ("bert", False)
     assert (model.pad_token_id, model.bos_token_id, model.eos_token_id) == (0, 2, 3)
 
 
