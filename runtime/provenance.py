@@ -16,6 +16,7 @@ PACKAGES = (
     "tokenizers",
     "numpy",
     "safetensors",
+    "jieba",
 )
 
 
