@@ -40,14 +40,7 @@ def train(mode: str, arguments: list[str]) -> None:
     from pretrain.__main__ import main
     from runtime.errors import leave
 
-    if mode == "padded":
-        build = Transformer.__init__
-
-        def without_unpadding(self: Transformer, *given: object) -> None:
-            build(self, *given)  # type: ignore[arg-type]
-            self.unpads = False
-
-        Transformer.__init__ = without_unpadding  # type: ignore[method-assign,assignment]
+    Transformer.unpads = mode != "padded"
     leave(main(arguments))
 
 

@@ -201,7 +201,6 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-
     from model.generate import stream_texts
     from model.hf.directory import load_pretrained
     from model.hf.manifest import newest_step

@@ -1,5 +1,8 @@
 """Self-attention with grouped heads, and its key/value cache."""
 
+from functools import cache
+from inspect import signature
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,10 +149,14 @@ def can_attend_varlen(x: Tensor, config: ModelConfig, *, training: bool) -> bool
         return False
     if config.head_dim % 8 or config.head_dim > 256 or (training and config.dropout > 0):
         return False
-    try:
-        from inspect import signature
+    return _has_varlen()
 
+
+@cache
+def _has_varlen() -> bool:
+    """Whether this torch has the kernel with windows, which its first versions lacked."""
+    try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    return "window_size" in signature(varlen_attn).parameters  # torch 2.11 and later
+    return "window_size" in signature(varlen_attn).parameters

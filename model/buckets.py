@@ -55,8 +55,10 @@ def make_buckets(ends: Sequence[int], config: ModelConfig, prefix: Tensor | None
         scatter[source[is_token]] = taken + is_token.flatten().nonzero()[:, 0]
         gather.append(source.flatten())
         marks = None if prefix is None else prefix[source] & is_token
-        masks = [_mask(is_token, config, window, marks) for window in (None, config.sliding_window)]
-        buckets.append(Bucket(len(group), longest, *masks))
+        mask, local_mask = _mask(is_token, config, None, marks), None
+        if config.sliding_layers:
+            local_mask = _mask(is_token, config, config.sliding_window, marks)
+        buckets.append(Bucket(len(group), longest, mask, local_mask))
         taken += source.numel()
     return Buckets(torch.cat(gather), scatter, tuple(buckets))
 

@@ -167,10 +167,8 @@ class Transform(nn.Module):
         return out
 
 
-class MaskedLM(LanguageModel):
-    """Predicts masked tokens from both sides."""
-
-    head = "masked_lm"
+class MaskedModel(LanguageModel):
+    """What every head over masked tokens has: BERT's transform, and a bias of the output."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -184,6 +182,24 @@ class MaskedLM(LanguageModel):
     def output_bias_in_memory(self) -> Tensor | None:
         """Return the bias of the output (rows in memory,)."""
         return self.output_bias
+
+    def _predict(
+        self, hidden: Tensor, labels: Tensor | None, targets: Tensor | None, rows: Tensor | None
+    ) -> Output:
+        if targets is not None:
+            if rows is None:
+                rows = (targets.flatten() != IGNORE_INDEX).nonzero()[:, 0]
+            picked, wanted = _pick(hidden, targets, rows)
+            return self._score(self.transform(picked), wanted)
+        logits = self._logits(self.transform(hidden))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return Output(logits, loss, loss)
+
+
+class MaskedLM(MaskedModel):
+    """Predicts masked tokens from both sides."""
+
+    head = "masked_lm"
 
     def forward(
         self,
@@ -213,18 +229,6 @@ class MaskedLM(LanguageModel):
         )
         return self._predict(hidden, labels, targets, rows)
 
-    def _predict(
-        self, hidden: Tensor, labels: Tensor | None, targets: Tensor | None, rows: Tensor | None
-    ) -> Output:
-        if targets is not None:
-            if rows is None:
-                rows = (targets.flatten() != IGNORE_INDEX).nonzero()[:, 0]
-            picked, wanted = _pick(hidden, targets, rows)
-            return self._score(self.transform(picked), wanted)
-        logits = self._logits(self.transform(hidden))
-        loss = None if labels is None else cross_entropy(logits, labels)
-        return Output(logits, loss, loss)
-
 
 class Pooler(nn.Module):
     """tanh(dense(first token)), BERT's summary of a text (Devlin et al. 2019)."""
@@ -238,7 +242,7 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden))
 
 
-class Pretraining(MaskedLM):
+class Pretraining(MaskedModel):
     """Predicts masked tokens and whether two sentences belong together, as BERT was trained."""
 
     head = "pretraining"
@@ -248,7 +252,7 @@ class Pretraining(MaskedLM):
         self.pooler = Pooler(config)
         self.pair_score = Linear(config, config.d_model, 2, bias=True, role="head")
 
-    def forward(  # type: ignore[override]  # a pair fills a row: no packed documents
+    def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -260,7 +264,7 @@ class Pretraining(MaskedLM):
         rows: Tensor | None = None,
         pair_labels: Tensor | None = None,
     ) -> Output:
-        """Compute both heads; each row of (B, T) is one pair.
+        """Compute both heads; each row of (B, T) is one pair, so there are no packed documents.
 
         pair_labels: (B,) 0 where the second sentence follows the first, 1 where not, -100 for a row
         that is no pair. The loss is the sum of both means (Devlin et al. 2019, appendix A.2). The

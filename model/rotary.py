@@ -63,11 +63,11 @@ def _llama3(frequency: Tensor, scaling: RopeScaling) -> Tensor:
 def _yarn(frequency: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
     """As llama3, but blended linearly over the pairs' numbers (Peng et al. 2023, §3.2)."""
     assert scaling.original_max_seq_len is not None
+    context: int = scaling.original_max_seq_len
     pairs = frequency.numel()
 
     def pair_that_turns(times: float) -> float:
-        wavelength = scaling.original_max_seq_len / (times * 2 * math.pi)  # type: ignore[operator]
-        return pairs * math.log(wavelength) / math.log(theta)
+        return pairs * math.log(context / (times * 2 * math.pi)) / math.log(theta)
 
     low = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(scaling.beta_slow)), 2 * pairs - 1)

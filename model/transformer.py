@@ -77,6 +77,9 @@ class Transformer(nn.Module):
     `splits_documents` (on a CPU, attend within documents; a compiled block wants masks).
     """
 
+    unpads = True
+    splits_documents = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -94,8 +97,6 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         # After the last block: post-norm layers end with a norm of their own.
         self.final_norm = nn.Identity() if config.norm_place == "post" else make_norm(config)
-        self.unpads = True
-        self.splits_documents = True
         self.checkpoints_blocks = False
 
     def set_recompute(self, part: Recompute) -> None:

@@ -146,16 +146,19 @@ def partitioned_construction(config: dict[str, Any], ranks: Ranks) -> Iterator[N
         return
     deepspeed = _import_deepspeed(ranks)
 
-    class Partitioned(deepspeed.zero.Init):  # type: ignore[misc, name-defined]
-        def _post_init_method(self, module: nn.Module) -> None:
-            for parameter in module.parameters(recurse=False):
-                if not hasattr(parameter, "ds_id"):
-                    parameter.data = parameter.data.to(self.dtype)
-            super()._post_init_method(module)
-
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     # Without overrides: DeepSpeed's own would have weights drawn in 16 bit, on the device.
-    with Partitioned(config_dict_or_path=config, tensor_overrides=[]):
+    construction = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=[])
+    partition = construction._post_init_method
+
+    def round_and_partition(module: nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):
+            if not hasattr(parameter, "ds_id"):
+                parameter.data = parameter.data.to(construction.dtype)
+        partition(module)
+
+    construction._post_init_method = round_and_partition
+    with construction:
         yield
 
 

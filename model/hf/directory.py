@@ -107,16 +107,18 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     pickles = sorted(path.name for glob in _PICKLES for path in directory.glob(glob))
     if pickles:
+        mend = "save them as safetensors where they were made"
+        if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in pickles):
+            mend = f"convert them once: python -m model import {directory} NEW_DIR --from-pickle"
         raise CheckpointError(
             f"{directory}: got only pickled weights ({', '.join(pickles[:3])}), which can run code"
-            " when read carelessly; convert them once: python -m model import"
-            f" {directory} NEW_DIR --from-pickle"
+            f" when read carelessly; {mend}"
         )
     raise CheckpointError(f"{directory}: no weights; expected {WEIGHTS} or {INDEX}")
 
 
 class Tensors(Protocol):
-    """What `stored_tensors` reads: `TensorFiles`, or another reader of a directory."""
+    """What `stored_names` reads: `TensorFiles`, or another reader of a directory."""
 
     def __iter__(self) -> Iterator[str]: ...
     def __getitem__(self, name: str) -> Tensor: ...

@@ -1,6 +1,7 @@
 """Rows of masked language modelling: frames, isolation, padding, and the same at any rank."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -60,7 +61,10 @@ def test_ranks_and_micro_batches_change_nothing(unit: str, packing: str) -> None
     """The rows of one rank are those of two ranks, and of a single sample by itself."""
     lengths = [[12, 9, 3]] * 8 if packing == "best_fit" else [[n] for n in range(20, 28)]
     samples = [sample(40 + i, *texts(own, seed=i)) for i, own in enumerate(lengths)]
-    find = lambda ids, segments: ids % 3 > 0  # noqa: E731 - two thirds of the tokens start a word
+
+    def find(ids: npt.NDArray[np.int64], segments: object) -> npt.NDArray[np.bool_]:
+        return ids % 3 > 0  # two thirds of the tokens start a word
+
     whole = objective(packing, unit=unit, find_words=find).collate(samples)
     for size in (1, 4):
         parts = [
