@@ -61,6 +61,13 @@ class Data(Config):
         "none = the objective's own: concat for causal_lm and prefix_lm, best_fit for masked_lm "
         "and fill_in_the_middle, padded for pairs",
     )
+    workers: int | None = key(
+        None,
+        "Processes that make batches ahead of time; 0 = the training process itself, none = 2 with "
+        "a GPU and 0 on a CPU",
+        ge=0,
+        le=64,
+    )
     verify: bool = key(
         True, "Hash every shard before the first step; done once for a run and its data"
     )

@@ -9,6 +9,7 @@ from typing import NoReturn
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_IO = 74  # sysexits' EX_IOERR: what had to be saved could not be
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, run the same command again to go on
 

@@ -75,14 +75,54 @@ class Checkpoint(Config):
     """When to save, and how many saves to keep."""
 
     every_steps: int = key(500, "Save every so many steps; 0 saves at the end only", ge=0)
-    keep_last: int = key(2, "Newest checkpoints kept; 0 keeps all", ge=0)
+    keep_last: int = key(2, "Newest checkpoints kept, at least 2; 0 keeps all", ge=0)
+    keep_every: int = key(
+        0, "Also keep each checkpoint whose step is a multiple of this; 0 keeps none", ge=0
+    )
+    background: bool = key(True, "Write while training goes on; false waits for the disk")
+
+    @pydantic.field_validator("keep_last")
+    @classmethod
+    def _never_one(cls, value: int) -> int:
+        """With one checkpoint, damage to it would lose the run."""
+        if value == 1:
+            raise ValueError("1 leaves no second checkpoint if the newest is damaged; write 2")
+        return value
 
 
 class Health(Config):
-    """When to give up."""
+    """What to do when a step, a rank or the whole run goes wrong."""
 
     max_skipped_steps: int = key(
-        30, "End the run after so many steps in a row whose gradients overflowed", ge=1
+        5,
+        "After so many steps in a row whose loss or gradients were not finite, go back to the last "
+        "checkpoint and leave out the data of those steps",
+        unit="steps",
+        ge=1,
+    )
+    max_rollbacks: int = key(3, "End the run at the next one after so many", ge=0)
+    spike_sigma: float = key(
+        6.0, "A loss so many standard deviations above the mean is a spike; 0 looks for none", ge=0
+    )
+    spike_window: int = key(
+        128, "Steps that mean and deviation are taken over", unit="steps", ge=16
+    )
+    on_spike: Literal["log", "skip", "lower_lr", "rollback"] = key(
+        "log",
+        "log: write it down; skip: leave the weights as they are; lower_lr: skip, and halve the "
+        "learning rate; rollback: go back to the last checkpoint and leave out the data since",
+    )
+    checksum_every_steps: int = key(
+        100, "Compare what ranks hold in common, bit for bit; 0 = never", unit="steps", ge=0
+    )
+    slow_rank_factor: float = key(
+        1.5, "Name a rank whose own work takes so many times the others'; 0 = never", ge=0
+    )
+    start_timeout_s: float = key(
+        1800, "Without progress for so long before the first step, the run ends", unit="s", gt=0
+    )
+    hang_timeout_s: float = key(
+        600, "The same after it, with the stacks of all ranks written down", unit="s", gt=0
     )
 
 
