@@ -114,6 +114,11 @@ class Engine:
                 keep = self.ranks.is_main
                 yield name, parameter.detach().to("cpu", copy=True) if keep else torch.empty(0)
 
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        """The shape of each whole parameter by name, also of those that ZeRO-3 has cut."""
+        parameters = self.module.named_parameters()
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in parameters}
+
     def optimizer_slices(self) -> Iterator[zero_layout.Slice]:
         """This rank's part of the master weights and moments, by parameter name and offset."""
         yield from zero_layout.slices(self._engine, self._stage, self.ranks)

@@ -38,8 +38,9 @@ def save(root: Path, step: int, engine: Engine, export: Export, state: dict[str,
         _write_slices(temporary / mine, engine)
         if ranks.is_main:
             export(temporary, parameters)
-            full_state = {"schema": SCHEMA, "optimizer_steps": steps, **state}
-            text = orjson.dumps(full_state, option=orjson.OPT_INDENT_2)
+            shapes = engine.parameter_shapes()
+            fixed = {"schema": SCHEMA, "optimizer_steps": steps, "shapes": shapes}
+            text = orjson.dumps({**fixed, **state}, option=orjson.OPT_INDENT_2)
             (temporary / TRAINING / "state.json").write_bytes(text)
 
     def seal_own() -> None:

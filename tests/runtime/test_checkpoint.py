@@ -63,6 +63,15 @@ def test_slices_cover_every_parameter_once(saved: Path) -> None:
     assert covered == {}
 
 
+def test_the_state_says_the_shape_of_every_parameter(saved: Path, tmp_path: Path) -> None:
+    """Also under ZeRO-3, where no rank holds one whole."""
+    work(tmp_path, 2, 3, "fp32", 0, 1)
+    for path in (saved / "step_00000004", tmp_path / "step_00000001"):
+        with safe_open(path / "weights.safetensors", framework="pt") as weights:
+            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+        assert TrainingState(path).values["shapes"] == shapes
+
+
 def copy(saved: Path, to: Path) -> Path:
     import shutil
 
