@@ -5,7 +5,7 @@ perhaps a `rank` (all ranks without one), and the kind's own values:
 
 step       do, step                before the step-th optimizer step of this process, counted from 1
 op         do, op, under, [times]  at the op-th change of the disk below a folder, counted from 1
-record_ops path, under             write down what those changes are
+record_ops path, under             write down when and what those changes are
 poison     rows, what              the loss or gradients of micro-batches that hold such a row
 flip       step, key, [element]    one bit of this rank's weight ("weight") or moment ("exp_avg")
 slow       seconds, [first, last]  every forward pass of these steps takes so much longer
@@ -75,7 +75,11 @@ def op(do: str, op: int, under: str, times: int = 1) -> None:
 
 def record_ops(path: str, under: str) -> None:
     file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    _watch_disk(Path(under), lambda _number, text: os.write(file, f"{text}\n".encode()) and None)
+
+    def at(_number: int, text: str) -> None:
+        os.write(file, f"{time.monotonic_ns()} {text}\n".encode())  # one clock for all processes
+
+    _watch_disk(Path(under), at)
 
 
 def _watch_disk(under: Path, at: Callable[[int, str], None]) -> None:

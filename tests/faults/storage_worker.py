@@ -54,6 +54,9 @@ class Counter:
                 whole = expected(self.step, name, key)
                 yield Slice(name, key, start, whole[start : start + share].clone())
 
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        return {name: [numel] for name, numel in PARAMETERS.items()}
+
     def optimizer_steps(self) -> int:
         return self.step
 
@@ -87,12 +90,13 @@ def main(argv: list[str]) -> int:
         engine.step = newest.step
     if ranks.is_main:
         print(f"begins after step {engine.step}", flush=True)
-        file = os.open(acknowledged, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     while engine.step < last:
         engine.step += 1
         save(root, engine.step, engine, export, {"step": engine.step})
         if ranks.is_main:
+            file = os.open(acknowledged, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             os.write(file, f"{engine.step}\n".encode())
+            os.close(file)
             prune(root, keep_last=2)
     dist.shutdown()
     return 0
