@@ -16,7 +16,9 @@ usage: deepspeed launch/pretrain.sh [CONFIG.yaml] [key=value …]      (or torch
 
 Pretrain a Transformer. With no config: the built-in demo model on the built-in demo corpus.
 The same command again resumes an interrupted run. --print-config shows every key and stops;
---check stops after checking everything that needs no GPU."""
+--check stops after checking everything that needs no GPU.
+
+`python -m pretrain import-deepspeed --help`: go on from a checkpoint that DeepSpeed wrote."""
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 FLAGS = ("--print-config", "--check")
@@ -28,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     arguments = [a for a in arguments if not a.startswith("--local_rank")]
+    if arguments[:1] == ["import-deepspeed"]:
+        from pretrain.deepspeed_import import main as import_deepspeed
+
+        return import_deepspeed(arguments[1:])
     from pretrain.config import PretrainConfig, check
     from runtime.config import load, print_help, to_yaml
 
