@@ -7,6 +7,7 @@ import pydantic
 from data_prep.samples import Packing
 from model.config import ModelConfig
 from runtime.config import Config, key
+from runtime.redaction import FreeForm
 
 Objective = Literal[
     "causal_lm", "masked_lm", "masked_lm_nsp", "masked_lm_sop", "prefix_lm", "fill_in_the_middle"
@@ -153,7 +154,7 @@ class Evaluate(Config):
 class DeepSpeed(Config):
     """Expert settings that are passed through."""
 
-    extra: dict[str, Any] = key({}, "Merged into the generated DeepSpeed configuration, last")
+    extra: FreeForm = key({}, "Merged into the generated DeepSpeed configuration, last")
 
 
 __all__ = [

@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 PACKAGES = (
@@ -48,8 +47,3 @@ def git_commit() -> str | None:
 
     commit = run("rev-parse", "HEAD")
     return f"{commit}+" if commit and run("status", "--porcelain") else commit
-
-
-def command_line() -> str:
-    """The command that started this process."""
-    return " ".join(sys.argv)

@@ -56,6 +56,7 @@ TORCH_FREE = [
     "runtime.config",
     "runtime.deepspeed_config",
     "runtime.records",
+    "runtime.redaction",
     "runtime.sections",
 ]
 

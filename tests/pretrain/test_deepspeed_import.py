@@ -11,8 +11,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from safetensors.torch import load_file
 
 from runtime.checkpoint import newest_verified, verify
+from runtime.checkpoint.export import export
 from runtime.deepspeed_checkpoint import open_checkpoint
 from runtime.errors import UserError
 from runtime.records import read_metrics
@@ -147,6 +149,35 @@ def test_weights_are_those_of_zero_to_fp32(trained: Trained, name: str) -> None:
         assert torch.equal(mine, theirs[parameter]), parameter
     is_frozen = name.startswith("frozen")
     assert source.frozen == (("transformer.wpe.weight",) if is_frozen else ())
+
+
+@pytest.mark.slow
+def test_an_export_is_what_zero_to_fp32_gives(
+    trained: Trained, went_on: Path, tmp_path: Path
+) -> None:
+    """Of the same state, in one file and in several, which transformers' loader joins."""
+    checkpoint = went_on / "ours-2" / "checkpoints" / f"step_{SAVE_AT:08d}"
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(trained.root / "ours-2"))
+    assert export(checkpoint, tmp_path / "one").files == 1
+    mine = load_file(tmp_path / "one" / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(mine[name], tensor), name
+    written = export(checkpoint, tmp_path / "many", max_shard_bytes=5000)
+    assert written.files > 3
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    assert sorted(index["weight_map"]) == sorted(theirs)
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / "many" / file)[name], theirs[name])
+    with pytest.raises(UserError, match="exists already"):
+        export(checkpoint, tmp_path / "many")
+    weights = went_on / "ours-2" / "checkpoints" / f"step_{LAST:08d}" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="sha256 differs"):
+        export(weights.parent, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
 
 
 @pytest.mark.slow
