@@ -18,8 +18,8 @@ from model.heads import Model
 from runtime.checkpoint.commit import begin, commit, files_in, seal
 from runtime.checkpoint.format import SCHEMA, TRAINING, fsync_path, step_dir, temporary_dir
 from runtime.checkpoint.reader import TrainingState
+from runtime.optim import state_keys
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _SCORE = "score.json"
 
 
@@ -52,34 +52,36 @@ def save(
 def _optimizer_tensors(
     net: Model, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """AdamW's moments as flat tensors named `parameter|moment|0`, and its step count."""
+    """The optimizer's moments as flat tensors named `parameter|moment|0`, and its step count."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
     tensors, steps = {}, 0
-    for name, parameter in net.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        for moment in _MOMENTS:
-            if moment in state:
-                flat = state[moment].detach().to("cpu", copy=True).flatten()
-                tensors[f"{name}|{moment}|0"] = flat
-                steps = int(state["step"])
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for moment in state_keys(group):
+                if moment in state:
+                    flat = state[moment].detach().to("cpu", copy=True).flatten()
+                    tensors[f"{names[id(parameter)]}|{moment}|0"] = flat
+            steps = int(state.get("step", steps))  # Muon has none
     return tensors, steps
 
 
 def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    """Give AdamW the moments and the step count of a checkpoint."""
+    """Give the optimizer the moments and the step count of a checkpoint."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     steps = float(state.values["optimizer_steps"])
     content = optimizer.state_dict()
     if steps:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grouped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
         content["state"] = {
             number: {
-                "step": torch.tensor(steps),
+                **({} if "splits" in group else {"step": torch.tensor(steps)}),
                 **{
                     moment: state.read(names[id(p)], moment, 0, p.numel()).view_as(p)
-                    for moment in _MOMENTS
+                    for moment in state_keys(group)
                 },
             }
-            for number, p in enumerate(parameters)
+            for number, (p, group) in enumerate(grouped)
         }
     optimizer.load_state_dict(content)
 

@@ -38,7 +38,8 @@ class Replicas:
         )
         self.ranks = ranks
         self.module = net.to(ranks.device)
-        self.optimizer = build_optimizer(parameter_groups(net, optim.weight_decay), optim)
+        groups = parameter_groups(net, optim.weight_decay, muon=optim.name == "muon")
+        self.optimizer = build_optimizer(groups, optim)
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._model, self._optimizer = self._accelerator.prepare(net, self.optimizer)
 

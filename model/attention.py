@@ -55,16 +55,18 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         drops_residual = config.family not in DROPS_ATTENTION_ONLY
         self.residual_dropout = config.dropout if drops_residual else 0.0
-        width = config.n_heads * config.head_dim
+        d, width = config.d_model, config.n_heads * config.head_dim
         # Rows: queries of all heads, then keys, then values. One tensor, because DeepSpeed's hooks
         # cost time per tensor.
-        packed = width + 2 * config.n_kv_heads * config.head_dim
-        self.qkv = Linear(config, config.d_model, packed, bias=config.bias, role="hidden")
+        splits = (width, *(config.n_kv_heads * config.head_dim,) * 2)
+        self.qkv = Linear(
+            config, d, sum(splits), bias=config.bias, role="hidden", row_splits=splits
+        )
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.normalises_qk = config.qk_norm
-        self.output = Linear(config, width, config.d_model, bias=config.bias, role="residual")
+        self.output = Linear(config, width, d, bias=config.bias, role="residual", row_splits=(d,))
 
     def forward(
         self,

@@ -65,14 +65,19 @@ def initialise(net: nn.Module) -> None:
             reset()
 
 
-def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    net: nn.Module, weight_decay: float, *, muon: bool = False
+) -> list[dict[str, Any]]:
     """Split the trainable parameters into groups for an optimizer, empty ones left out.
 
     Matrices decay, embeddings included (as in GPT-3, nanoGPT and litgpt: a tied embedding is an
     output matrix, and an undecayed one grows without bound); norms and biases do not.
+    muon: a group of the blocks' matrices, with their `splits`: of each parameter, the rows of the
+    matrices that it consists of.
     A group's `lr_scale` multiplies the learning rate: with muP, matrices that the width enlarges
     take 1 / width_ratio of it (Yang et al. 2022, table 3, Adam), and as much more decay, so that
-    lr · weight_decay stays.
+    lr · weight_decay stays. Muon's updates are orthogonal: they grow with the root of the width
+    (Yang et al. 2023, "A Spectral Condition for Feature Learning", condition 1).
     """
     groups: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
@@ -81,14 +86,25 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            # By module first: a parameter that ZeRO-3 has partitioned looks one-dimensional.
-            is_matrix = isinstance(module, (nn.Linear, nn.Embedding)) and name == "weight"
-            if is_matrix or parameter.dim() >= 2:
-                ratio = float(getattr(module, "width_ratio", 1.0))
-                kind, decay = ("decay" if ratio == 1 else "decay_wide"), weight_decay * ratio
-            else:
-                ratio, kind, decay = 1.0, "no_decay", 0.0
+            kind, ratio = _kind(module, name, parameter, muon=muon)
+            decay = 0.0 if kind == "no_decay" else weight_decay * ratio
             group = {"name": kind, "weight_decay": decay, "lr_scale": 1 / ratio, "params": []}
             groups.setdefault(kind, group)["params"].append(parameter)
-    order = ("decay", "decay_wide", "no_decay")
+            if kind == "muon":
+                groups[kind].setdefault("splits", []).append(module.row_splits)
+    order = ("muon", "decay", "decay_wide", "no_decay")
     return [groups[name] for name in order if name in groups]
+
+
+def _kind(
+    module: nn.Module, name: str, parameter: nn.Parameter, *, muon: bool
+) -> tuple[str, float]:
+    """The name of a parameter's group, and by what its learning rate is divided."""
+    # By module first: a parameter that ZeRO-3 has partitioned looks one-dimensional.
+    is_matrix = isinstance(module, (nn.Linear, nn.Embedding)) and name == "weight"
+    if not is_matrix and parameter.dim() < 2:
+        return "no_decay", 1.0
+    ratio = float(getattr(module, "width_ratio", 1.0))
+    if muon and is_matrix and getattr(module, "row_splits", None):
+        return "muon", math.sqrt(ratio)
+    return ("decay" if ratio == 1 else "decay_wide"), ratio

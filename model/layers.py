@@ -11,10 +11,21 @@ from model.init import Role, draw, initial_std, is_truncated
 
 
 class Linear(nn.Linear):
-    """A linear map whose weights start random, as its role asks, and whose bias starts at zero."""
+    """A linear map whose weights start random, as its role asks, and whose bias starts at zero.
+
+    row_splits: of a block's map, the rows of each matrix in its weight (they sum to d_out); of the
+    heads' maps none.
+    """
 
     def __init__(
-        self, config: ModelConfig, d_in: int, d_out: int, *, bias: bool, role: Role
+        self,
+        config: ModelConfig,
+        d_in: int,
+        d_out: int,
+        *,
+        bias: bool,
+        role: Role,
+        row_splits: tuple[int, ...] = (),
     ) -> None:
         # Before the constructor, which calls reset_parameters. Drawing the weights right there, and
         # not in a pass over the finished model, keeps construction correct where each module is
@@ -22,6 +33,7 @@ class Linear(nn.Linear):
         self.std = initial_std(config, role)
         self.truncated = is_truncated(config)
         self.width_ratio = config.width_ratio
+        self.row_splits = row_splits
         self.used_rows = config.vocab_size if role == "output" else d_out
         super().__init__(d_in, d_out, bias=bias)
 
@@ -104,8 +116,8 @@ class PlainMlp(nn.Module):
         super().__init__()
         d, d_ff, bias = config.d_model, config.d_ff, config.mlp_bias
         self.activation = ACTIVATIONS[config.mlp]
-        self.up = Linear(config, d, d_ff, bias=bias, role="hidden")
-        self.down = Linear(config, d_ff, d, bias=bias, role="residual")
+        self.up = Linear(config, d, d_ff, bias=bias, role="hidden", row_splits=(d_ff,))
+        self.down = Linear(config, d_ff, d, bias=bias, role="residual", row_splits=(d,))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, d_model) to (…, d_model)."""
@@ -120,8 +132,9 @@ class GatedMlp(nn.Module):
         super().__init__()
         d, d_ff, bias = config.d_model, config.d_ff, config.mlp_bias
         self.activation = ACTIVATIONS[config.mlp]
-        self.gate_up = Linear(config, d, 2 * d_ff, bias=bias, role="hidden")
-        self.down = Linear(config, d_ff, d, bias=bias, role="residual")
+        splits = (d_ff, d_ff)
+        self.gate_up = Linear(config, d, 2 * d_ff, bias=bias, role="hidden", row_splits=splits)
+        self.down = Linear(config, d_ff, d, bias=bias, role="residual", row_splits=(d,))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, d_model) to (…, d_model)."""

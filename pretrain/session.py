@@ -209,7 +209,9 @@ def _build_engine(
     if config.compile:
         for block in net.trunk.blocks:
             block.compile()
-    optimizer = build_optimizer(parameter_groups(net, config.optim.weight_decay), config.optim)
+    is_muon = config.optim.name == "muon"
+    groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
+    optimizer = build_optimizer(groups, config.optim)
     return Engine(net, optimizer, settings, ranks)
 
 

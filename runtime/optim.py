@@ -5,17 +5,26 @@ from typing import Any
 
 import torch
 
+from runtime.muon import Muon, square_norm
 from runtime.sections import Optim
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) in torch's fused form, which needs no compiler.
+    """AdamW (Loshchilov & Hutter 2019) in torch's fused form, which needs no compiler; or Muon.
 
-    `groups` are torch parameter groups, each with its own `weight_decay`.
+    `groups` are torch parameter groups, each with its own `weight_decay`. With Muon those with
+    `splits` hold its matrices, the others AdamW's parameters.
     """
+    if optim.name == "muon":
+        return Muon(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, momentum=optim.momentum)
     return torch.optim.AdamW(
         list(groups), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
     )
+
+
+def state_keys(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the optimizer keeps for each element of a group's parameters."""
+    return ("momentum_buffer",) if "splits" in group else ("exp_avg", "exp_avg_sq")
 
 
 _CHUNK = 1 << 24  # elements that a norm is computed over at a time: 64 MB per temporary tensor
@@ -40,10 +49,5 @@ def squared_norms(
         # The step was w = w₀ · (1 − decay) − adam.
         before = (after + adam).div_(1 - decay)
         update = adam.add_(before, alpha=decay)
-        squares += torch.stack([_square(update), _square(before)])
+        squares += torch.stack([square_norm(update), square_norm(before)])
     return squares
-
-
-def _square(x: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-    return norm.square()

@@ -24,9 +24,14 @@ class Run(Config):
 class Optim(Config):
     """The optimizer."""
 
-    name: Literal["adamw"] = key("adamw", "Optimizer")
+    name: Literal["adamw", "muon"] = key(
+        "adamw",
+        "muon: orthogonalised updates of the hidden matrices; embeddings, heads, norms and biases "
+        "by AdamW, at the same learning rate",
+    )
     lr: float = key(3e-4, "Peak learning rate", gt=0)
-    betas: tuple[Decay, Decay] = key((0.9, 0.95), "Decay rates of the two moments")
+    betas: tuple[Decay, Decay] = key((0.9, 0.95), "Decay rates of AdamW's two moments")
+    momentum: Decay = key(0.95, "Decay rate of Muon's momentum")
     eps: float = key(1e-8, "Added to the root of the second moment", gt=0)
     weight_decay: float = key(0.1, "Decoupled decay of the weight matrices", ge=0)
     max_grad_norm: float = key(1.0, "Clip the global gradient norm; 0 does not clip", ge=0)

@@ -1,12 +1,13 @@
 """Does the engine train as plain PyTorch does? `python -m runtime.selftest`, or under a launcher.
 
-Twelve AdamW steps at two learning rates of a small network with tied embeddings and a block that
-is used twice (both have been computed wrongly by released versions of DeepSpeed), for every ZeRO
-stage × precision × gradient accumulation, against one plain torch loop in fp32 over the whole
-global batch.
+Twelve steps at two learning rates of a small network with tied embeddings and a block that is used
+twice (both have been computed wrongly by released versions of DeepSpeed), for every optimizer ×
+ZeRO stage × precision × gradient accumulation, against one plain torch loop in fp32 over the whole
+global batch. The loop's Muon takes singular values apart instead of multiplying matrices.
 """
 
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,11 @@ from runtime.zero_layout import MASTER
 STEPS = 12
 PRECISIONS: list[Precision] = ["fp32", "bf16"]
 SEQUENCES, SEQ_LEN, VOCAB, WIDTH = 8, 10, 37, 16
+STACKED = (24, 16)  # rows of two matrices in one parameter
 # ZeRO-3 keeps whole what is small, and what is used again soon: in a small network, everything.
 PARTITION_ALL = {
     "zero_optimization": {
+        "sub_group_size": 300,
         "stage3_param_persistence_threshold": 0,
         "stage3_max_reuse_distance": 0,
         "stage3_max_live_parameters": 0,
@@ -34,13 +37,26 @@ PARTITION_ALL = {
 }
 TOLERANCE: dict[str, float] = {"fp32": 1e-6, "bf16": 5e-3}
 
+Optimizer = Literal["adamw", "muon"]
+Stage = Literal[0, 1, 2, 3]
+
 
 class Case(NamedTuple):
     """One engine configuration under test."""
 
-    stage: Literal[0, 1, 2, 3]
+    stage: Stage
     precision: Precision
     accumulation_steps: int
+    optimizer: Optimizer = "adamw"
+    offload: Literal["none", "optimizer"] = "none"
+
+    def __str__(self) -> str:
+        """In the words of its report."""
+        offload = " offload" if self.offload == "optimizer" else ""
+        return (
+            f"{self.optimizer} ZeRO-{self.stage} {self.precision} "
+            f"accumulation {self.accumulation_steps}{offload}"
+        )
 
 
 class Result(NamedTuple):
@@ -62,12 +78,19 @@ class Result(NamedTuple):
 
 def cases() -> list[Case]:
     """Every combination that the engine accepts on a CPU (ZeRO-0 with bf16 is refused)."""
-    stages: list[Literal[0, 1, 2, 3]] = [0, 1, 2, 3]
-    return [
-        Case(stage, precision, accumulation)
+    optimizers: list[Optimizer] = ["adamw", "muon"]
+    stages: list[Stage] = [0, 1, 2, 3]
+    plain = [
+        Case(stage, precision, accumulation, optimizer)
+        for optimizer in optimizers
         for stage in stages
         for precision in (PRECISIONS if stage > 0 else PRECISIONS[:1])
         for accumulation in (1, 4)
+    ]
+    return plain + [
+        case._replace(offload="optimizer")
+        for case in plain
+        if case.stage > 0 and case.precision == "fp32" and case.accumulation_steps == 4
     ]
 
 
@@ -75,7 +98,12 @@ class _Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCAB, WIDTH)
-        self.block = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU())
+        # Two matrices in one parameter, and sizes that ZeRO cuts in the midst of others.
+        inner = sum(STACKED)
+        up, down, last = (
+            nn.Linear(*sizes) for sizes in ((WIDTH, inner), (inner, WIDTH), (WIDTH,) * 2)
+        )
+        self.block = nn.Sequential(nn.LayerNorm(WIDTH), up, nn.GELU(), down, last)
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -107,14 +135,24 @@ def _loss(net: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 _OPTIM = sections.Optim(lr=1e-2, max_grad_norm=1.0)
 
 
-def _groups(net: nn.Module) -> list[dict[str, object]]:
-    parameters: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in net.parameters():
+def _groups(net: nn.Module, optimizer: Optimizer = "adamw") -> list[dict[str, Any]]:
+    parameters: dict[str, list[nn.Parameter]] = {"muon": [], "matrices": [], "vectors": []}
+    splits = {"block.1.weight": STACKED, "block.3.weight": (WIDTH,), "block.4.weight": (WIDTH,)}
+    for name, parameter in net.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # of one that is in parts already
-        parameters[len(shape) >= 2].append(parameter)
+        is_hidden = optimizer == "muon" and name in splits
+        kind = "muon" if is_hidden else "matrices" if len(shape) >= 2 else "vectors"
+        parameters[kind].append(parameter)
+    muon = {
+        "params": parameters["muon"],
+        "weight_decay": 0.1,
+        "lr_scale": 0.5,
+        "splits": list(splits.values()),
+    }
     return [
-        {"params": parameters[True], "weight_decay": 0.1},
-        {"params": parameters[False], "weight_decay": 0.0, "lr_scale": 0.25},
+        *([muon] if optimizer == "muon" else []),
+        {"params": parameters["matrices"], "weight_decay": 0.1},
+        {"params": parameters["vectors"], "weight_decay": 0.0, "lr_scale": 0.25},
     ]
 
 
@@ -125,24 +163,49 @@ class _Reference(NamedTuple):
     weights: dict[str, torch.Tensor]
 
 
-def _reference(precision: Precision) -> _Reference:
-    net = _new_net(precision)
-    optimizer = torch.optim.AdamW(_groups(net), lr=_OPTIM.lr, betas=_OPTIM.betas, eps=_OPTIM.eps)
-    for group in optimizer.param_groups:
-        group["lr"] *= group.get("lr_scale", 1.0)
+def _reference(case: Case) -> _Reference:
+    net = _new_net(case.precision)
+    groups = _groups(net, case.optimizer)
+    for group in groups:
+        group["lr"] = _OPTIM.lr * group.get("lr_scale", 1.0)
+    muon = groups.pop(0) if case.optimizer == "muon" else {"params": [], "splits": []}
+    momenta = [torch.zeros_like(p) for p in muon["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=_OPTIM.betas, eps=_OPTIM.eps)
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
         loss = _loss(net, _batch(step))
-        optimizer.zero_grad()
+        net.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(net.parameters(), _OPTIM.max_grad_norm)
         before = _flat(net)
         optimizer.step()
+        for parameter, momentum, rows in zip(muon["params"], momenta, muon["splits"], strict=True):
+            _plain_muon_step(parameter, momentum, rows, muon)
         losses.append(float(loss.detach()))
         norms.append(float(norm))
         ratios.append(float((_flat(net) - before).norm() / before.norm()))
     weights = {name: p.detach().flatten() for name, p in net.named_parameters()}
     return _Reference(losses, norms, ratios, weights)
+
+
+@torch.no_grad()
+def _plain_muon_step(
+    parameter: nn.Parameter, momentum: torch.Tensor, rows: tuple[int, ...], group: dict[str, Any]
+) -> None:
+    """Muon as it is written down (Jordan et al. 2024; scaled as in Liu et al. 2025, equation 4)."""
+    assert parameter.grad is not None
+    momentum.mul_(0.95).add_(0.05 * parameter.grad)
+    looked_ahead = 0.95 * momentum + 0.05 * parameter.grad
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    for weight, matrix in zip(
+        torch.split(parameter, list(rows)), torch.split(looked_ahead, list(rows)), strict=True
+    ):
+        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+        s = s / s.norm()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        scale = 0.2 * math.sqrt(max(matrix.shape))
+        weight.sub_(group["lr"] * scale * (u * s) @ v)
 
 
 def _flat(net: nn.Module) -> torch.Tensor:
@@ -155,7 +218,7 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
     local = SEQUENCES // ranks.world_size
     micro = local // case.accumulation_steps
     config = deepspeed_config(
-        sections.Parallel(zero_stage=case.stage),
+        sections.Parallel(zero_stage=case.stage, offload=case.offload),
         case.precision,
         micro_batch_size=micro,
         accumulation_steps=case.accumulation_steps,
@@ -164,7 +227,9 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
         device_type=ranks.device.type,
         extra=PARTITION_ALL,
     )
-    engine = Engine(net, build_optimizer(_groups(net), _OPTIM), config, ranks)
+    settings = _OPTIM.model_copy(update={"name": case.optimizer})
+    optimizer = build_optimizer(_groups(net, case.optimizer), settings)
+    engine = Engine(net, optimizer, config, ranks)
     weight = micro / SEQUENCES
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
@@ -178,7 +243,7 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
         losses += dist.sum_over_ranks([float(result.loss)])
         norms.append(float(result.grad_norm))
         ratios.append(result.update_ratio or 0.0)
-    want = _reference(case.precision)
+    want = _reference(case)
     return Result(
         case,
         loss=_largest_difference(losses, want.losses),
@@ -216,8 +281,7 @@ def main() -> int:
         if ranks.is_main:
             verdict = "ok  " if result.passed else "FAIL"
             print(
-                f"{verdict} ranks {ranks.world_size} ZeRO-{case.stage} {case.precision} "
-                f"accumulation {case.accumulation_steps}: loss {result.loss:.1e}, "
+                f"{verdict} ranks {ranks.world_size} {case}: loss {result.loss:.1e}, "
                 f"weights {result.weights:.1e}, gradient norm {result.grad_norm:.1e}, "
                 f"update ratio {result.update_ratio:.1e}",
                 flush=True,

@@ -5,12 +5,16 @@ ZeRO 3 cuts every parameter. Both are described here as slices of the flattened 
 is what makes a checkpoint independent of stage and world size.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
+from runtime import dist, optim
 from runtime.dist import Ranks
+from runtime.errors import UserError
+from runtime.muon import Matrices, Muon
 
 MASTER = "master"  # the key of the fp32 weights; the moments have torch's own names
 
@@ -41,13 +45,21 @@ class _Place(NamedTuple):
     start: int  # in the flattened parameter
     numel: int
     flat: torch.Tensor  # the optimizer's own tensor
+    owner: int  # which of its tensors that is: the same on all ranks
     flat_start: int
     group: dict[str, Any]
 
 
+class _Owner(NamedTuple):
+    """A tensor of the optimizer's: a parameter at stage 0, a flat one at the others."""
+
+    tensor: torch.Tensor
+    group: dict[str, Any]
+
+
 def _places(engine: Any, stage: int, ranks: Ranks) -> Iterator[_Place]:
-    groups = _base_optimizer(engine).param_groups
-    group_of = {id(p): group for group in groups for p in group["params"]} if stage == 0 else {}
+    owners = _owners(engine, stage)
+    index_of = {id(o.tensor): index for index, o in enumerate(owners)} if stage == 0 else {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -56,9 +68,7 @@ def _places(engine: Any, stage: int, ranks: Ranks) -> Iterator[_Place]:
             share = -(-parameter.numel() // ranks.world_size)
             start = min(ranks.rank * share, parameter.numel())
             numel = min(share, parameter.numel() - start)
-            if numel:
-                flat, group = parameter.data.view(-1), group_of[id(parameter)]
-                yield _Place(name, start, numel, flat, start, group)
+            index, flat_start = index_of[id(parameter)], start
         elif stage == 3:
             index, flat_start, _ = engine.optimizer.grad_position[
                 engine.optimizer.get_param_id(parameter)
@@ -66,17 +76,17 @@ def _places(engine: Any, stage: int, ranks: Ranks) -> Iterator[_Place]:
             part = parameter.partition_numel()
             start = ranks.rank * part
             numel = min(part, parameter.ds_numel - start)  # the last part is padded
-            if numel > 0:
-                flat = engine.optimizer.fp32_partitioned_groups_flat[index]
-                group = groups[engine.optimizer.sub_group_to_group_id[index]]
-                yield _Place(name, start, numel, flat, flat_start, group)
-        else:
+        elif parameter._hp_mapping is not None:
             mapping = parameter._hp_mapping
-            if mapping is not None:
-                index = mapping.param_group_index
-                flat = engine.optimizer.single_partition_of_fp32_groups[index]
-                lp, hp = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield _Place(name, lp.start, lp.numel, flat, hp.start, groups[index])
+            lp, hp = mapping.lp_fragment_address, mapping.hp_fragment_address
+            index, flat_start = mapping.param_group_index, hp.start
+            start, numel = lp.start, lp.numel
+        else:
+            continue
+        if numel > 0:
+            tensor, group = owners[index]
+            flat = tensor.detach().view(-1)
+            yield _Place(name, start, numel, flat, index, flat_start, group)
 
 
 def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -84,23 +94,63 @@ def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
     return base
 
 
-def _owner(engine: Any, stage: int, place: _Place) -> torch.Tensor:
-    """The tensor under which the optimizer keeps the state of a place."""
+def _owners(engine: Any, stage: int) -> list[_Owner]:
+    """The tensors under which the optimizer keeps its state, in the same order on all ranks."""
+    groups = _base_optimizer(engine).param_groups
     if stage == 0:
-        parameter: torch.Tensor = engine.module.get_parameter(place.parameter)
-        return parameter
-    return place.flat
+        return [_Owner(p, group) for group in groups for p in group["params"]]
+    if stage == 3:
+        flats = engine.optimizer.fp32_partitioned_groups_flat
+        group_of = engine.optimizer.sub_group_to_group_id
+        return [_Owner(flat, groups[group_of[index]]) for index, flat in enumerate(flats)]
+    flats = engine.optimizer.single_partition_of_fp32_groups
+    return [_Owner(flat, group) for flat, group in zip(flats, groups, strict=True)]
+
+
+def attach(engine: Any, stage: int, ranks: Ranks) -> None:
+    """Tell Muon which of its matrices lie where in ZeRO's flat tensors. Collective."""
+    base = _base_optimizer(engine)
+    if not isinstance(base, Muon) or stage == 0:
+        return
+    mine = {
+        place.parameter: (place.owner, place.start, place.start + place.numel, place.flat_start)
+        for place in _places(engine, stage, ranks)
+        if "splits" in place.group
+    }
+    held = [json.loads(text) for text in dist.gather_text(json.dumps(mine))]
+    placed = [(owner.tensor, list[Matrices]()) for owner in _owners(engine, stage)]
+    for name, parameter in engine.module.named_parameters():
+        found = [places.get(name) for places in held]
+        index = next((place[0] for place in found if place), None)
+        if index is not None:
+            rows = base.rows_of(parameter)
+            numel = getattr(parameter, "ds_numel", parameter.numel())
+            stretches = tuple((place[1], place[2]) if place else (0, 0) for place in found)
+            flat_start = found[ranks.rank][3] if found[ranks.rank] else 0
+            matrices = Matrices(rows, numel // sum(rows), stretches, flat_start)
+            placed[index][1].append(matrices)
+    is_exact = next(engine.module.parameters()).dtype == torch.float32
+    has_bf16 = ranks.device.type == "cuda" and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    base.attach(
+        placed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+        dtype=torch.bfloat16 if has_bf16 and not is_exact else torch.float32,
+    )
 
 
 def parts(engine: Any, stage: int, ranks: Ranks) -> Iterator[Part]:
     """Every part of a parameter that this rank answers for; all ranks together: each once."""
-    states = _base_optimizer(engine).state
-    for place in _places(engine, stage, ranks):
-        name, start, numel, flat, flat_start, group = place
+    owners, states = _owners(engine, stage), _base_optimizer(engine).state
+    for name, start, numel, flat, owner, flat_start, group in _places(engine, stage, ranks):
+        held = states.get(owners[owner].tensor, {})
         state = {
-            key: value.view(-1).narrow(0, flat_start, numel)
-            for key, value in states[_owner(engine, stage, place)].items()
-            if torch.is_tensor(value) and value.numel() == flat.numel() and value.dim() > 0
+            key: held[key].view(-1).narrow(0, flat_start, numel)
+            for key in optim.state_keys(group)
+            if key in held
         }
         yield Part(name, start, flat.narrow(0, flat_start, numel), state, group)
 
@@ -116,34 +166,71 @@ def slices(engine: Any, stage: int, ranks: Ranks) -> Iterator[Slice]:
 def optimizer_steps(engine: Any) -> int:
     """The optimizer's own step count (0 before the first step)."""
     for state in _base_optimizer(engine).state.values():
-        return int(state["step"])
+        if "step" in state:
+            return int(state["step"])
     return 0
+
+
+def squared_norms(engine: Any, stage: int, ranks: Ranks) -> list[float]:
+    """This rank's share of ‖Δw‖² and ‖w₀‖² of the last step, w₀ the master weights before it."""
+    steps, base = optimizer_steps(engine), _base_optimizer(engine)
+    squares = [
+        optim.squared_norms(part.master, part.state, part.group, steps)
+        for part in parts(engine, stage, ranks)
+        if "splits" not in part.group
+    ]
+    if isinstance(base, Muon) and (stage > 0 or ranks.is_main):  # at stage 0 every rank has all
+        squares += base.squares.values()
+    # Added up before they are read: one wait for the GPU.
+    return torch.stack(squares).sum(0).tolist() if squares else [0.0, 0.0]
 
 
 def load(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: int) -> None:
     """Copy stored slices into this rank's master weights and moments, then refresh the module's.
 
-    Collective.
+    Collective. Raises UserError where the slices are those of another optimizer.
     """
-    base = _base_optimizer(engine)
+    error = None
     with torch.no_grad():
-        for place in _places(engine, stage, ranks):
-            name, start, numel, flat, flat_start, _ = place
-            if stage == 0:
-                # State is replicated here: every rank needs all of it, not its share.
-                flat = engine.module.get_parameter(name).data.view(-1)
-                start, numel, flat_start = 0, flat.numel(), 0
-            flat.narrow(0, flat_start, numel).copy_(read(name, MASTER, start, numel))
-            state = base.state[_owner(engine, stage, place)]
-            if "step" not in state:
-                shape = _owner(engine, stage, place)
-                state["exp_avg"] = torch.zeros_like(shape)
-                state["exp_avg_sq"] = torch.zeros_like(shape)
-            state["step"] = torch.tensor(float(steps), device=flat.device)
-            for key in ("exp_avg", "exp_avg_sq"):
-                target = state[key].view(-1).narrow(0, flat_start, numel)
-                target.copy_(read(name, key, start, numel))
+        try:
+            _load_slices(engine, stage, ranks, read, steps)
+        except UserError as problem:
+            error = str(problem)
+        dist.raise_together(error)
         _refresh_module(engine, stage, ranks)
+
+
+def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: int) -> None:
+    owners, base = _owners(engine, stage), _base_optimizer(engine)
+    for tensor, group in owners:
+        # Those too that hold nothing but padding here: their step counts must not lag behind.
+        base.state[tensor] = _first_state(tensor, group, steps) if steps else {}
+    for name, start, numel, flat, owner, flat_start, group in _places(engine, stage, ranks):
+        if stage == 0:
+            # State is replicated here: every rank needs all of it, not its share.
+            start, numel, flat_start = 0, flat.numel(), 0
+        flat.narrow(0, flat_start, numel).copy_(read(name, MASTER, start, numel))
+        for key in optim.state_keys(group) if steps else ():
+            target = base.state[owners[owner].tensor][key].view(-1)
+            target.narrow(0, flat_start, numel).copy_(_moment(read, name, key, start, numel))
+
+
+def _first_state(tensor: torch.Tensor, group: dict[str, Any], steps: int) -> dict[str, Any]:
+    state = {key: torch.zeros_like(tensor) for key in optim.state_keys(group)}
+    if "splits" not in group:
+        state["step"] = torch.tensor(float(steps), device=tensor.device)
+    return state
+
+
+def _moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> torch.Tensor:
+    try:
+        return read(name, key, start, numel)
+    except UserError as error:
+        # Its weights were there.
+        raise UserError(
+            f"{error}: it was written with another optimizer, or its groups were others; restore "
+            "optim.name, or choose another run.dir"
+        ) from error
 
 
 def _refresh_module(engine: Any, stage: int, ranks: Ranks) -> None:

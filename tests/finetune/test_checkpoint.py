@@ -15,12 +15,17 @@ from runtime.optim import build_optimizer
 from tests.finetune.toys import checkpoint
 
 
-@pytest.fixture
-def parts(tmp_path):
+def optimizer_of(net, name):
+    groups = parameter_groups(net, 0.1, muon=name == "muon")
+    return build_optimizer(groups, Optim(name=name))
+
+
+@pytest.fixture(params=["adamw"])
+def parts(tmp_path, request):
     directory = checkpoint(tmp_path / "base")
     net = load_pretrained(directory, head="sequence", num_labels=3)
     net.config = net.config.model_copy(update={"pad_token_id": 0})
-    optimizer = build_optimizer(parameter_groups(net, 0.1), Optim())
+    optimizer = optimizer_of(net, request.param)
     return net, optimizer, TextTokenizer(directory, net.config, 16)
 
 
@@ -31,8 +36,10 @@ def step(net, optimizer):
     optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("parts", ["adamw", "muon"], indirect=True)
 def test_saved_and_loaded_steps_on_alike(tmp_path, parts):
     net, optimizer, tokenizer = parts
+    name = "muon" if "splits" in optimizer.param_groups[0] else "adamw"
     for _ in range(3):
         step(net, optimizer)
     save(tmp_path / "c", 3, net, optimizer, tokenizer, {"step": 3})
@@ -40,7 +47,7 @@ def test_saved_and_loaded_steps_on_alike(tmp_path, parts):
     assert info is not None
     assert info.step == 3
     other = load_pretrained(info.path, head="sequence")
-    twin = build_optimizer(parameter_groups(other, 0.1), Optim())
+    twin = optimizer_of(other, name)
     load_optimizer(other, twin, TrainingState(info.path))
     for _ in range(2):
         step(net, optimizer)
