@@ -62,7 +62,7 @@ def _optimizer_tensors(
                 if moment in state:
                     flat = state[moment].detach().to("cpu", copy=True).flatten()
                     tensors[f"{names[id(parameter)]}|{moment}|0"] = flat
-            steps = int(state.get("step", steps))  # Muon has none
+            steps = int(state.get("step", steps))
     return tensors, steps
 
 
@@ -75,7 +75,7 @@ def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: Training
         grouped = [(p, group) for group in optimizer.param_groups for p in group["params"]]
         content["state"] = {
             number: {
-                **({} if "splits" in group else {"step": torch.tensor(steps)}),
+                "step": torch.tensor(steps),
                 **{
                     moment: state.read(names[id(p)], moment, 0, p.numel()).view_as(p)
                     for moment in state_keys(group)

@@ -150,10 +150,12 @@ class Muon(torch.optim.AdamW):
             return
         state = self.state[parameter]
         if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
             state["momentum_buffer"] = torch.zeros_like(parameter)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
+        state["step"] += 1
         flat = _Flat(
             parameter.detach().view(-1),
             parameter.grad.reshape(-1),
@@ -238,24 +240,41 @@ def square_norm(x: Tensor) -> Tensor:
 def _plan(placed: list[Matrices], rank: int, work: list[int]) -> _Plan:
     """Share the matrices of a flat tensor among the ranks; the same result on all of them.
 
-    A rank that holds most of a matrix makes it, so that little is sent (under ZeRO 1 and 2 nearly
-    all lie whole on one); the others go to whoever has least to do.
     work: of each rank so far, added to.
     """
     matrices = [matrix for parameter in placed for matrix in _stacked(parameter, rank)]
     matrices.sort(key=lambda m: (-m.work, m.rows))
     own: list[_Matrix] = []
     shared: list[list[_Matrix]] = [[] for _ in work]
-    for matrix in matrices:
-        most = max(matrix.held)
-        lies_there = 3 * most > 2 * matrix.numel
-        owner = matrix.held.index(most) if lies_there else work.index(min(work))
-        work[owner] += matrix.work
-        if most < matrix.numel:
-            shared[owner].append(matrix)
-        elif owner == rank:
+    for matrix, maker in zip(matrices, _makers(matrices, work), strict=True):
+        if matrix.held[maker] < matrix.numel:
+            shared[maker].append(matrix)
+        elif maker == rank:
             own.append(matrix)
     return _Plan(list(_batches(own)), list(zip_longest(*shared)))
+
+
+def _makers(matrices: list[_Matrix], work: list[int]) -> list[int]:
+    """Which rank orthogonalises each matrix.
+
+    A rank that holds most of one makes it, so that little is sent (under ZeRO 1 and 2 nearly all
+    lie whole on one rank), as long as its share is fair; whoever has least to do makes the others.
+    """
+    fair = (sum(work) + sum(m.work for m in matrices)) / len(work)
+    makers: list[int | None] = []
+    for matrix in matrices:
+        most = max(matrix.held)
+        holder = matrix.held.index(most)
+        stays = 3 * most > 2 * matrix.numel and work[holder] < fair
+        makers.append(holder if stays else None)
+        work[holder] += matrix.work if stays else 0
+    found = []
+    for matrix, maker in zip(matrices, makers, strict=True):
+        if maker is None:
+            maker = work.index(min(work))
+            work[maker] += matrix.work
+        found.append(maker)
+    return found
 
 
 def _stacked(parameter: Matrices, rank: int) -> Iterator[_Matrix]:

@@ -166,8 +166,7 @@ def slices(engine: Any, stage: int, ranks: Ranks) -> Iterator[Slice]:
 def optimizer_steps(engine: Any) -> int:
     """The optimizer's own step count (0 before the first step)."""
     for state in _base_optimizer(engine).state.values():
-        if "step" in state:
-            return int(state["step"])
+        return int(state["step"])
     return 0
 
 
@@ -204,7 +203,9 @@ def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: 
     owners, base = _owners(engine, stage), _base_optimizer(engine)
     for tensor, group in owners:
         # Those too that hold nothing but padding here: their step counts must not lag behind.
-        base.state[tensor] = _first_state(tensor, group, steps) if steps else {}
+        base.state.pop(tensor, None)
+        if steps:
+            base.state[tensor] = _zero_state(tensor, group, steps)
     for name, start, numel, flat, owner, flat_start, group in _places(engine, stage, ranks):
         if stage == 0:
             # State is replicated here: every rank needs all of it, not its share.
@@ -215,11 +216,9 @@ def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: 
             target.narrow(0, flat_start, numel).copy_(_moment(read, name, key, start, numel))
 
 
-def _first_state(tensor: torch.Tensor, group: dict[str, Any], steps: int) -> dict[str, Any]:
-    state = {key: torch.zeros_like(tensor) for key in optim.state_keys(group)}
-    if "splits" not in group:
-        state["step"] = torch.tensor(float(steps), device=tensor.device)
-    return state
+def _zero_state(tensor: torch.Tensor, group: dict[str, Any], steps: int) -> dict[str, Any]:
+    moments = {key: torch.zeros_like(tensor) for key in optim.state_keys(group)}
+    return {"step": torch.tensor(float(steps), device=tensor.device), **moments}
 
 
 def _moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> torch.Tensor:
