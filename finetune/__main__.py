@@ -18,8 +18,6 @@ Fine-tune a checkpoint on labelled texts, and score it. The same command again r
 interrupted run. --print-config shows every key and stops; --check stops after checking the
 config, the data and the model."""
 
-COMMUNICATION_TIMEOUT_S = 1800
-
 
 @command
 def main(argv: list[str] | None = None) -> int:
@@ -63,11 +61,28 @@ def _only_file(files: list[str]) -> Path:
 def _train(config: "FinetuneConfig") -> int:
     os.umask(0o077)  # runs are private to their user
     from finetune.train import train
-    from runtime import dist
+    from runtime import dist, provenance
+    from runtime.signals import StopRequest
+    from runtime.watchdog import Watchdog
 
-    ranks = dist.init(config.run.device, COMMUNICATION_TIMEOUT_S)
+    health, data = config.health, config.data
+    files = [Path(name) for name in (data.train, data.dev, data.test) if name]
+    stop = StopRequest()
+    ranks = dist.init(
+        config.run.device,
+        health.collective_timeout_s,
+        start_timeout_s=health.start_timeout_s,
+        same=provenance.started_with(config, files),
+        should_stop=stop.check,
+    )
     try:
-        return train(config, ranks)
+        with Watchdog(
+            config.run_dir,
+            ranks,
+            start_timeout_s=health.start_timeout_s,
+            hang_timeout_s=health.hang_timeout_s,
+        ) as watchdog:
+            return train(config, ranks, watchdog)
     finally:
         dist.shutdown()
 

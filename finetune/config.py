@@ -29,7 +29,7 @@ BEST = "best"  # in a run directory: the model with the best dev score
 _FREE = (
     *("run.name", "run.dir", "run.device", "data.test", "batch.micro_batch_size", "epochs"),
     *("steps", "precision", "evaluate.every_steps", "patience"),
-    *("checkpoint.", "log."),
+    *("checkpoint.", "health.", "log."),
 )
 
 
@@ -104,6 +104,7 @@ class FinetuneConfig(Config):
         0, "Stop after so many evaluations in a row without a new best; 0 = never", ge=0
     )
     checkpoint: sections.Checkpoint = section(sections.Checkpoint, "Saving")
+    health: sections.Hangs = section(sections.Hangs, "When a rank makes no progress")
     log: sections.Log = section(sections.Log, "Logs")
 
     @property

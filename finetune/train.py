@@ -11,9 +11,10 @@ from runtime.metrics import Rate, memory_bytes
 from runtime.schedule import lr_ratio
 from runtime.seed import seed_step
 from runtime.signals import StopRequest
+from runtime.watchdog import Watchdog
 
 
-def train(config: FinetuneConfig, ranks: Ranks) -> int:
+def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
     """Train, choose the best model by the dev set and score it; returns the exit status.
 
     Ends after the last step, when patience is at its end, or when asked to stop. Collective.
@@ -27,9 +28,11 @@ def train(config: FinetuneConfig, ranks: Ranks) -> int:
     rate = Rate()
     stopping = False
     while not session.is_finished and not stopping:
+        watchdog.beat("agree", session.step)
         # One agreement a step: whether a rank was told to stop.
         (stops,) = dist.sum_over_ranks([stop.check()])
         stopping = stops > 0
+        watchdog.beat("step")
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
         examples = len(session.plan.batch(session.step))
@@ -41,9 +44,11 @@ def train(config: FinetuneConfig, ranks: Ranks) -> int:
         _refuse_divergence(session, result)
         if session.step == total or stopping or session.step % config.log.every_steps == 0:
             _log_step(session, result, lr, rate.read())
+        watchdog.beat("evaluate", session.step)
         if session.is_evaluation_due():
             session.evaluate()
             rate.pause_until_now()
+        watchdog.beat("save")
         if session.is_finished or stopping or _is_due(session.step, config.checkpoint.every_steps):
             session.save()
             rate.pause_until_now()

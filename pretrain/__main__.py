@@ -80,12 +80,29 @@ def _prepare_demo(overrides: list[str], timeout_s: float = 600) -> None:
 def _train(config: "PretrainConfig") -> int:
     os.umask(0o077)  # runs are private to their user
     from pretrain.train import train
-    from runtime import dist
+    from runtime import dist, provenance
+    from runtime.signals import StopRequest
+    from runtime.watchdog import Watchdog
 
-    ranks = dist.init(config.run.device, config.parallel.communication_timeout_s)
+    health = config.health
+    manifests = [Path(source.path) / "manifest.json" for source in config.data.sources]
+    stop = StopRequest()
+    ranks = dist.init(
+        config.run.device,
+        max(config.parallel.communication_timeout_s, health.collective_timeout_s),
+        start_timeout_s=health.start_timeout_s,
+        same=provenance.started_with(config, manifests),
+        should_stop=stop.check,
+    )
     try:
         dist.require_precision(config.precision, ranks.device)
-        return train(config, ranks)
+        with Watchdog(
+            config.run_dir,
+            ranks,
+            start_timeout_s=health.start_timeout_s,
+            hang_timeout_s=health.hang_timeout_s,
+        ) as watchdog:
+            return train(config, ranks, watchdog)
     finally:
         dist.shutdown()
 

@@ -14,9 +14,10 @@ from runtime.metrics import Rate, memory_bytes
 from runtime.schedule import lr_ratio
 from runtime.seed import seed_step
 from runtime.signals import StopRequest
+from runtime.watchdog import Watchdog
 
 
-def train(config: PretrainConfig, ranks: Ranks) -> int:
+def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
     """Train to the last step, or until asked to stop; returns the exit status. Collective."""
     stop = StopRequest()
     session = start(config, ranks)
@@ -28,10 +29,13 @@ def train(config: PretrainConfig, ranks: Ranks) -> int:
     rate, tally = Rate(), Tally(has_pairs=session.objective.head == "pretraining")
     stopping = False
     while session.step < total and not stopping:
+        watchdog.beat("data", session.step)
         batch = next(batches)
+        watchdog.beat("agree")
         # One agreement a step: what all ranks hold, and whether one was told to stop.
         *sums, stops = dist.sum_over_ranks([*count(batch), stop.check()])
         held, stopping = Counts(*sums), stops > 0
+        watchdog.beat("step")
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
         is_last = session.step + 1 == total or stopping
@@ -47,9 +51,11 @@ def train(config: PretrainConfig, ranks: Ranks) -> int:
         _count_skipped(session, result)
         if logs:
             _log_step(session, result, lr, rate, tally)
+        watchdog.beat("evaluate", session.step)
         if _is_due(session.step, config.evaluate.every_steps, at_end=session.step == total):
             _evaluate(session)
             rate.pause_until_now()
+        watchdog.beat("save")
         if saves:
             session.save()
             rate.pause_until_now()

@@ -1,6 +1,7 @@
 """The process group: start, end, and small agreements between ranks on host memory."""
 
 import datetime
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as torch_dist
 from safetensors import SafetensorError
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from runtime.errors import EXIT_BAD_INPUT, UserError
+from runtime.rendezvous import Meeting, is_single_node, stay_on_loopback
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Ranks:
 CONTROL_TIMEOUT = datetime.timedelta(hours=2)
 
 _control: torch_dist.ProcessGroup | None = None
+_meeting: Meeting | None = None
+# What gloo says when the process at the other end of a connection has gone.
+_LOST_PEER = ("Connection closed", "Connection reset", "Broken pipe", "remote worker", "gloo")
 
 
 def world_size_from_env() -> int:
@@ -57,31 +62,81 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cpu")
 
 
-def init(device: str, timeout_s: int) -> Ranks:
+def init(
+    device: str,
+    timeout_s: float,
+    *,
+    start_timeout_s: float | None = None,
+    same: dict[str, str] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Ranks:
     """Join the process group that the launcher describes, or make one of a single process.
 
-    A single process uses an in-memory store: no port is opened.
+    `timeout_s` is a collective's; `start_timeout_s` how long to wait for the other ranks.
+    `same`: what must be equal on all ranks (`require_same`), checked before there is a group.
+    `should_stop` is asked while waiting for them. A single process opens no port.
     """
-    global _control
+    global _control, _meeting
     where = resolve_device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     else:
         _share_cores()
+    if is_single_node():
+        stay_on_loopback()
     backend = "nccl" if where.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
-    world_size = world_size_from_env()
+    rank, world_size = rank_from_env(), world_size_from_env()
+    store: Store = HashStore()
     if world_size > 1:
-        torch_dist.init_process_group(backend, timeout=timeout)
-    else:
-        torch_dist.init_process_group(
-            backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
-        )
+        _meeting = Meeting(rank, world_size, start_timeout_s or timeout_s, should_stop)
+        _meeting.wait_for_all()
+        require_same({"run.device": where.type, **(same or {})})
+        store = _meeting.store
+    torch_dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+    )
     if world_size > 1:
         # Agreements must neither wait for a GPU's queue nor end a run while the main rank hashes
         # a checkpoint: a group of its own, on host memory, with a longer patience.
         _control = torch_dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
-    return Ranks(rank_from_env(), int(os.environ.get("LOCAL_RANK", "0")), world_size, where)
+    return Ranks(rank, int(os.environ.get("LOCAL_RANK", "0")), world_size, where)
+
+
+def require_same(what: dict[str, str]) -> None:
+    """Refuse to run, on every rank, where ranks were started with different things. Collective.
+
+    Raises UserError with the first rank that differs from rank 0, and in what.
+    """
+    if _meeting is None:
+        return
+    if problem := _meeting.agree(json.dumps(what), _first_difference):
+        raise UserError(problem, status=EXIT_BAD_INPUT)
+
+
+def _first_difference(texts: list[str]) -> str:
+    stated = [json.loads(text) for text in texts]
+    return next(filter(None, (_difference(stated[0], s, r) for r, s in enumerate(stated))), "")
+
+
+def _difference(expected: dict[str, str], got: dict[str, str], rank: int) -> str:
+    different = [k for k in {**expected, **got} if expected.get(k) != got.get(k)]
+    if not different:
+        return ""
+    listed = "; ".join(f"{k}: {got.get(k)} instead of {expected.get(k)}" for k in different[:5])
+    more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
+    return (
+        f"rank {rank} was started with something else than rank 0: {listed}{more}; "
+        "start all ranks from one source tree, with one command"
+    )
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error only says that another rank has gone."""
+    is_group = isinstance(error, torch_dist.DistError)
+    return is_group or (
+        isinstance(error, RuntimeError) and any(part in str(error) for part in _LOST_PEER)
+    )
 
 
 def require_precision(precision: str, device: torch.device) -> None:
@@ -106,10 +161,10 @@ def _share_cores() -> None:
 
 def shutdown() -> None:
     """Leave the process group. Without it gloo can abort at exit."""
-    global _control
+    global _control, _meeting
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
-    _control = None
+    _control = _meeting = None
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:

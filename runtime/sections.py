@@ -66,7 +66,11 @@ class Parallel(Config):
         "that branch. true means block, false none",
     )
     communication_timeout_s: int = key(
-        600, "A collective that takes longer ends the run", unit="s", ge=1
+        600,
+        "A collective that takes longer ends the run; at least 1.5 × the timeouts of health, which "
+        "find a hang before it",
+        unit="s",
+        ge=1,
     )
 
     @pydantic.field_validator("activation_checkpointing", mode="before")
@@ -95,7 +99,23 @@ class Checkpoint(Config):
         return value
 
 
-class Health(Config):
+class Hangs(Config):
+    """How long a rank may make no progress."""
+
+    start_timeout_s: float = key(
+        1800, "Without progress for so long before the first step, the run ends", unit="s", gt=0
+    )
+    hang_timeout_s: float = key(
+        600, "The same after it, with the stacks of all ranks written down", unit="s", gt=0
+    )
+
+    @property
+    def collective_timeout_s(self) -> float:
+        """The least for a collective, so that the watchdog, which knows more, speaks first."""
+        return 1.5 * max(self.start_timeout_s, self.hang_timeout_s)
+
+
+class Health(Hangs):
     """What to do when a step, a rank or the whole run goes wrong."""
 
     max_skipped_steps: int = key(
@@ -122,12 +142,6 @@ class Health(Config):
     )
     slow_rank_factor: float = key(
         1.5, "Name a rank whose own work takes so many times the others'; 0 = never", ge=0
-    )
-    start_timeout_s: float = key(
-        1800, "Without progress for so long before the first step, the run ends", unit="s", gt=0
-    )
-    hang_timeout_s: float = key(
-        600, "The same after it, with the stacks of all ranks written down", unit="s", gt=0
     )
 
 

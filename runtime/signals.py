@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and a launcher that died all mean: save, then leave."""
+"""SIGTERM, SIGINT, SIGUSR1 and a launcher that died all mean: save, then leave."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from types import FrameType
 
 from runtime.errors import EXIT_PREEMPTED
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LAUNCHERS = ("deepspeed", "torch.distributed.run", "torchrun")
 
 
@@ -22,13 +23,14 @@ class StopRequest:
     same_request_s = 2.0
 
     def __init__(self) -> None:
-        self.reason: str | None = None
-        self._first: dict[int, float] = {}
-        self._watched = _launcher_parents()
-        self._previous = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        # What an earlier one of this process has heard counts: a run that is stopped while it
+        # starts stops as soon as its loop looks.
+        before = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        earlier = before if isinstance(before, StopRequest) else None
+        self.reason: str | None = earlier.reason if earlier else None
+        self._first: dict[int, float] = dict(earlier._first) if earlier else {}
+        self._watched: dict[int, int] = earlier._watched if earlier else _launcher_parents()
+        self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -47,7 +47,7 @@ def finished(write_config: Write, tmp_path: Path, straight: dict[str, Any]) -> P
 def test_a_run_writes_what_it_should(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        *("checkpoints", "config.yaml", "metrics.jsonl", "tensorboard", "versions.json"),
+        *("checkpoints", "config.yaml", "health", "metrics.jsonl", "tensorboard", "versions.json"),
         "verified_data.json",
     }
     assert "deepspeed" in json.loads((finished / "versions.json").read_text())
