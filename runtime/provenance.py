@@ -28,24 +28,28 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that change numbers, and of this source tree."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+def packages() -> dict[str, str]:
+    """Versions of Python and of the packages that change numbers."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the packages, the platform, and of this source tree."""
     commit = git_commit()
+    found = {**packages(), "platform": platform.platform()}
     return {**found, "git_commit": commit} if commit else found
 
 
 def started_with(config: pydantic.BaseModel, files: Iterable[Path]) -> dict[str, str]:
     """What all ranks of a run must have in common: settings, source, packages, small files."""
     same = {key: str(value) for key, value in flat(config.model_dump(mode="json")).items()}
-    # Machines may differ in their kernel, and git is not everywhere.
-    of_machine = ("platform", "git_commit")
-    same |= {key: value for key, value in versions().items() if key not in of_machine}
+    same |= packages()  # machines may differ in their platform
     same |= {str(path): _digest([path]) for path in files}
     return same | {"source": _digest(p for room in _ROOMS for p in (_ROOT / room).rglob("*.py"))}
 
