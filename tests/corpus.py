@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,9 +22,13 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def prepare_corpus(
-    directory: Path, documents: int = 400, seed: int = 0, valid: float = 0.1
+    directory: Path,
+    documents: int = 400,
+    seed: int = 0,
+    valid: float = 0.1,
+    tokenizer: dict[str, Any] | None = None,
 ) -> Path:
-    """Prepare a corpus of short documents with a character tokenizer; returns the directory."""
+    """Prepare a corpus of short documents, by characters or as said; returns the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     text = directory / "corpus.txt"
     rng = random.Random(seed)
@@ -35,7 +40,7 @@ def prepare_corpus(
     settings = {
         "input": {"paths": [str(text)], "document": "paragraph"},
         "output": str(directory / "data"),
-        "tokenizer": {"train": {"kind": "char"}},
+        "tokenizer": {"train": tokenizer or {"kind": "char"}},
         "split": {"valid": valid},
         "workers": 1,
     }

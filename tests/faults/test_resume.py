@@ -1,0 +1,78 @@
+"""B2: runs that are killed and started again, at each step, end as if nothing had happened."""
+
+import random
+
+import pytest
+
+from tests.faults.runs import Runs, last_digest, losses
+
+STEPS = 40  # with dropout, two micro-batches a step and rank, warm-up and decay
+STOPPED = 75
+
+
+def broken_run(runs: Runs, name: str, kills: list[tuple[int, str]], **keys: object) -> None:
+    """Each kill: so many steps after the last start, in that way; then to the end."""
+    config = runs.config(name, steps=STEPS, checkpoint__every_steps=1, **keys)
+    for number, (step, way) in enumerate(kills):
+        victim = number % 2
+        # A killed rank has saved its last step only where saving is not put off.
+        overrides = [f"checkpoint.background={'true' if way == 'SIGTERM' else 'false'}"]
+        faults = [{"kind": "step", "rank": victim, "step": step, "do": way}]
+        run = runs.start(config, *overrides, faults=faults)
+        statuses = run.wait_then_kill(patience_s=20)
+        if way == "SIGTERM":
+            assert statuses == [STOPPED] * 2, run.output()
+        else:
+            assert statuses[victim] == -9, run.output()
+    runs.finish(config)
+
+
+def assert_equal(runs: Runs, *names: str) -> None:
+    first = losses(runs.path(names[0]))
+    assert list(first) == list(range(1, STEPS + 1))
+    digests = {name: last_digest(runs.checkpoints(name), STEPS) for name in names}
+    for name in names:
+        found = losses(runs.path(name))  # each step stands there once
+        different = [s for s in found if found[s] != first[s]]
+        assert found == first, f"{name} differs from step {different[:1]} on"
+        assert digests[name] == digests[names[0]], name
+
+
+def variants() -> list[pytest.param]:
+    return [
+        pytest.param({}, id="adamw"),
+        pytest.param({"data__workers": 2}, id="adamw, 2 workers"),
+    ]
+
+
+@pytest.mark.parametrize("keys", variants())
+def test_killed_at_each_of_twenty_steps(runs: Runs, keys: dict) -> None:
+    """One run, stopped after each of its first twenty steps, by a kill and by a request in turn.
+
+    Every fifth start is killed in its first step, before it has got anywhere: a double resume.
+    """
+    runs.finish(runs.config("calm", steps=STEPS, **keys))
+    kills = []
+    for number in range(20):
+        kills.append((1, "SIGTERM") if number % 2 else (2, "SIGKILL"))
+        if number % 5 == 4:
+            kills.append((1, "SIGKILL"))
+    broken_run(runs, "broken", kills, **keys)
+    assert_equal(runs, "calm", "broken")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("keys", variants())
+def test_a_run_killed_once_at_each_step(runs: Runs, keys: dict) -> None:
+    """Forty runs, each killed or stopped at one of the first twenty steps, and some again later."""
+    runs.finish(runs.config("calm", steps=STEPS, **keys))
+    chance = random.Random(0)
+    for step in range(1, 21):
+        for way in ("SIGKILL", "SIGTERM"):
+            name = f"{way}{step}"
+            kills = [(step, way)]
+            if chance.random() < 0.5:
+                kills.append((chance.randint(1, 10), chance.choice(["SIGKILL", "SIGTERM"])))
+            broken_run(runs, name, kills, **keys)
+            assert_equal(runs, "calm", name)
