@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from runtime.checkpoint import newest_verified
+from runtime.checkpoint import list_checkpoints, newest_verified
 from tests.faults.harness import STORAGE, ForkServer
 from tests.faults.runs import Runs, last_digest, losses, steps_saved
 from tests.faults.storage_worker import torn
@@ -108,7 +108,10 @@ def test_kills_while_deleting_leave_two_whole(server: ForkServer, tmp_path: Path
         fault = store.kill_at(deletes[number % len(deletes)])
         assert store.save_until(8, ranks=1, faults=[fault]) == [-9]
         found = steps_saved(store.root)
-        assert len(found) >= 2, f"{found} left, killed before {deletes[number % len(deletes)]}"
+        where = f"killed before {deletes[number % len(deletes)]}"
+        assert len(found) >= 2, where
+        listed = [info.step for info in list_checkpoints(store.root)]
+        assert listed == found, f"half of one stands under its name, {where}"
         shutil.rmtree(store.directory)
 
 

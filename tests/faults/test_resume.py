@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tests.faults.runs import Runs, last_digest, losses
+from runtime.records import read_metrics
+from tests.faults.runs import Runs, last_digest, losses, steps_saved
 
 STEPS = 40  # with dropout, two micro-batches a step and rank, warm-up and decay
 STOPPED = 75
@@ -59,6 +60,33 @@ def test_killed_at_each_of_twenty_steps(runs: Runs, keys: dict) -> None:
             kills.append((1, "SIGKILL"))
     broken_run(runs, "broken", kills, **keys)
     assert_equal(runs, "calm", "broken")
+
+
+def test_steps_that_are_trained_twice_stand_in_the_metrics_once(runs: Runs) -> None:
+    """L1: after kills that lose up to three steps each, beginning with one before any save."""
+    keys = {"steps": 16, "checkpoint__every_steps": 4, "evaluate__every_steps": 2}
+    runs.finish(runs.config("calm", **keys))
+    config = runs.config("broken", **keys)
+    lost = 0
+    for step in (3, 8, 4, 8):  # of each start's own, before which it is killed
+        run = runs.start(config, faults=[{"kind": "step", "step": step, "do": "SIGKILL"}])
+        assert run.wait() == [-9, -9], run.output()
+        recorded = list(losses(runs.path("broken")))
+        assert recorded == list(range(1, len(recorded) + 1))
+        saved = steps_saved(runs.checkpoints("broken"))
+        lost += len(recorded) - max(saved, default=0)
+    assert lost >= 6
+    runs.finish(config)
+    for name in ("loss", "valid_loss"):
+        found, calm = (
+            [
+                (r["step"], r[name])
+                for r in read_metrics(runs.path(n) / "metrics.jsonl")
+                if name in r
+            ]
+            for n in ("broken", "calm")
+        )
+        assert found == calm
 
 
 @pytest.mark.nightly
