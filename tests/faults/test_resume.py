@@ -42,7 +42,7 @@ def assert_equal(runs: Runs, *names: str) -> None:
 def variants() -> list[pytest.param]:
     return [
         pytest.param({}, id="adamw"),
-        pytest.param({"data__workers": 2}, id="adamw, 2 workers"),
+        pytest.param({"optim__name": "muon", "data__workers": 2}, id="muon, 2 workers"),
     ]
 
 
