@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from data_prep.collate import IGNORED, Batch, CausalCollate
 from data_prep.mixture import Mixture
@@ -25,7 +26,9 @@ from data_prep.samples import (
     report_of,
 )
 from data_prep.shards import Shards
+from data_prep.skipping import SkippedSteps, Window
 from data_prep.windows import Windows
+from data_prep.workers import Workers
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 __all__ = [
@@ -58,6 +61,10 @@ class Loader:
     every packing an epoch holds every token exactly once; with a layout that drops them, every
     token but the end-of-document tokens.
 
+    With `workers`, so many processes make batches ahead (see `data_prep.workers`): the same
+    batches in the same order. `collate` is copied to them and must give a dict of tensors. `step`,
+    and so the state, counts batches that were handed out, not those made ahead.
+
     Raises UserError for a batch that the ranks cannot share, and for sources that do not fit
     together.
     """
@@ -75,6 +82,7 @@ class Loader:
         document_boundaries: bool = False,
         layout: Layout | None = None,
         collate: Collate | None = None,
+        workers: int = 0,
     ) -> None:
         self.layout = layout or _causal(seq_len, document_boundaries)
         check_layout(self.layout)
@@ -102,15 +110,58 @@ class Loader:
         ]
         share = global_batch_size // world_size
         self._mine = range(rank * share, (rank + 1) * share)
-        self.step = 0
+        self.step = 0  # the next data step; ahead of the training step by what was skipped
+        self._skipped = SkippedSteps()
+        self._worker_count = workers
+        self._workers: Workers | None = None
 
     def __iter__(self) -> "Loader":
+        """Start the workers, where there are to be some: they take seconds to be ready."""
+        self._started()
         return self
 
+    def _started(self) -> Workers | None:
+        if self._worker_count and self._workers is None:
+            self._workers = Workers(self.batch, self._worker_count)
+        return self._workers
+
     def __next__(self) -> Batch:
-        batch = self.batch(self.step)
-        self.step += 1
+        step = self._skipped.next_kept(self.step)
+        workers = self._started()
+        if workers is None:
+            batch = self.batch(step)
+        else:
+            arrays = workers.take(step, self._following)
+            batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.step = self._following(step)
         return batch
+
+    def _following(self, step: int) -> int:
+        return self._skipped.next_kept(step + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets."""
+        return {**self.__dict__, "_workers": None}
+
+    def close(self) -> None:
+        """End the workers, if there are any. Iterating again would start others."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def skip(self, first: int, stop: int) -> None:
+        """Leave data steps [first, stop) out from now on; what was handed out stays as it was."""
+        self._skipped.add(max(first, self.step), max(stop, self.step))
+        self.step = self._skipped.next_kept(self.step)
+
+    @property
+    def skipped(self) -> tuple[Window, ...]:
+        """The windows of data steps that are left out, as [first, stop)."""
+        return self._skipped.windows
+
+    def data_step(self, position: int) -> int:
+        """The data step of the batch that is handed out after `position` others."""
+        return self._skipped.data_step(position)
 
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of any step, counted from 0."""
@@ -189,15 +240,19 @@ class Loader:
             "packing": self.layout.packing if self.layout.by_document else "concat",
             "overhead": self.layout.overhead,
             "drops_eod": self.layout.drops_eod,
+            "skipped": self._skipped.to_json(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken. Raises UserError where the order would not go on."""
+        """Go on where a state was taken. Raises UserError where the order would not go on.
+
+        Windows skipped since then are forgotten: the state says all. Skip them again.
+        """
         own = self.state_dict()
         # What states did not say before there was a choice.
-        state = {"packing": "concat", "overhead": 0, "drops_eod": False, **state}
+        state = {"packing": "concat", "overhead": 0, "drops_eod": False, "skipped": [], **state}
         for name in own:
-            if name != "step" and state.get(name) != own[name]:
+            if name not in ("step", "skipped") and state.get(name) != own[name]:
                 what = _TOLD.get(name, name)
                 raise UserError(
                     f"cannot resume: {what} was {state.get(name)!r}, now {own[name]!r}; the order "
@@ -207,6 +262,7 @@ class Loader:
         step = state.get("step")
         if not isinstance(step, int) or step < 0:
             raise UserError(f"cannot resume: the loader's step is {step!r}")
+        self._skipped = SkippedSteps.from_json(state["skipped"])
         self.step = step
 
 

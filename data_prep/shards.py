@@ -48,6 +48,10 @@ class Shards:
         self._token_ends = list(accumulate(shard.tokens for shard in found))
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a data worker gets: it maps the files by itself, else they would be copied."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
     @property
     def tokens(self) -> int:
         """Tokens of the split, end-of-document tokens included."""

@@ -50,7 +50,7 @@ def vocabulary(tokens: SpecialTokens, eod_id: int) -> Vocabulary:
 
 def _words(config: PretrainConfig, tokens: SpecialTokens) -> FindWords:
     if config.masking.segmenter == "jieba":
-        return ChineseWords(tokens, jieba_cut())
+        return ChineseWords(tokens, jieba_cut)
     return VocabularyWords(tokens)
 
 

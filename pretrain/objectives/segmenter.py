@@ -8,9 +8,17 @@ from collections.abc import Callable
 Cut = Callable[[str], list[str]]
 
 
+def jieba_cut(text: str) -> list[str]:
+    """Cut a text into words; joined they are the text.
+
+    The dictionary is loaded, in a second, by the first call in each process: a data worker is
+    given this function by its name, for what jieba makes of the dictionary cannot be copied to it.
+    """
+    return _loaded()(text)
+
+
 @functools.cache
-def jieba_cut() -> Cut:
-    """Cut a text into words; joined they are the text. Loading the dictionary takes a second."""
+def _loaded() -> Cut:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own source, on today's Python
         import jieba

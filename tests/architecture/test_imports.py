@@ -34,11 +34,13 @@ ONE_PLACE = {
 
 TORCH_FREE = [
     "data_prep.config",
+    "data_prep.naming",
     "data_prep.packing",
     "data_prep.samples",
     "data_prep.shards",
     "data_prep.pipeline",
     "data_prep.verify",
+    "data_prep.workers",
     "finetune.config",
     "launch.__main__",
     "launch.report",

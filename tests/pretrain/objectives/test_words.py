@@ -168,12 +168,12 @@ def test_jieba_finds_words_and_leaves_no_file(tmp_path: Path, monkeypatch) -> No
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    from pretrain.objectives.segmenter import jieba_cut
+    from pretrain.objectives.segmenter import _loaded, jieba_cut
 
-    jieba_cut.cache_clear()
-    assert jieba_cut()("我来到北京清华大学") == ["我", "来到", "北京", "清华大学"]
+    _loaded.cache_clear()
+    assert jieba_cut("我来到北京清华大学") == ["我", "来到", "北京", "清华大学"]
     text = f"{ENGLISH}\n{CHINESE} 卡拉OK，2024年 T恤\n\ufffd"
-    assert "".join(jieba_cut()(text)) == text
+    assert "".join(jieba_cut(text)) == text
     assert list(tmp_path.iterdir()) == []  # jieba's own loader trusts a cache in a shared folder
 
 
@@ -182,7 +182,7 @@ def test_jieba_over_real_tokens(tmp_path: Path) -> None:
     from pretrain.objectives.segmenter import jieba_cut
 
     trained = Trained(tmp_path, "wordpiece")
-    words = trained.words(ChineseWords(trained.tokens, jieba_cut()), CHINESE)
+    words = trained.words(ChineseWords(trained.tokens, jieba_cut), CHINESE)
     assert joined(words)[:10] == [
         *("我", "来到", "北京", "清华大学", "，", "他", "来到", "了", "网易", "杭研"),
     ]
