@@ -1,69 +1,88 @@
-"""Saving and loading a run: the checkpoint format of `runtime`, written by the main rank alone.
+"""Saving and loading a run, in the checkpoint format of `runtime`.
 
-Every rank holds the same weights and moments, so one of them writes all. Same protocol as
-`runtime.checkpoint.writer` (whose part is to gather what DeepSpeed spreads over the ranks).
+Every rank holds the same weights and moments, so the main one answers for all of them.
 """
 
 import shutil
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import torch
-from safetensors.torch import save_file
 
 from finetune.tokenizer import TextTokenizer
-from model import save_pretrained
 from model.heads import Model
-from runtime.checkpoint.commit import begin, commit, files_in, seal
-from runtime.checkpoint.format import SCHEMA, TRAINING, fsync_path, step_dir, temporary_dir
+from model.hf.directory import ModelFiles
+from model.hf.shards import Create, on_disk
+from runtime.checkpoint.format import fsync_path
 from runtime.checkpoint.reader import TrainingState
+from runtime.dist import Ranks
 from runtime.optim import state_keys
+from runtime.zero_layout import Slice
 
 _SCORE = "score.json"
 
 
-def write_model(net: Model, directory: Path, tokenizer: TextTokenizer) -> None:
+def write_model(
+    net: Model,
+    parameters: Mapping[str, torch.Tensor],
+    directory: Path,
+    tokenizer: TextTokenizer,
+    create: Create = on_disk,
+) -> None:
     """Write a Hugging Face directory that classifies in transformers as it does here."""
-    save_pretrained(net, directory, tokenizer_dir=tokenizer.directory)
+    dtype = next(iter(parameters.values())).dtype
+    files = ModelFiles(net.config, net.head, dtype, tokenizer_dir=tokenizer.directory)
+    files.write(directory, parameters, create)
     tokenizer.write_settings(directory)
 
 
-def save(
-    root: Path,
-    step: int,
-    net: Model,
-    optimizer: torch.optim.Optimizer,
-    tokenizer: TextTokenizer,
-    state: dict[str, Any],
-) -> None:
-    """Commit the checkpoint of a step: files, then the manifest, then one rename. Main rank."""
-    temporary = temporary_dir(root, step)
-    begin(temporary)
-    write_model(net, temporary, tokenizer)
-    tensors, steps = _optimizer_tensors(net, optimizer)
-    save_file(tensors, temporary / TRAINING / "optimizer_00000.safetensors")
-    full = {"schema": SCHEMA, "optimizer_steps": steps, **state}
-    text = orjson.dumps(full, option=orjson.OPT_INDENT_2)
-    (temporary / TRAINING / "state.json").write_bytes(text)
-    commit(temporary, step_dir(root, step), step, seal(temporary, files_in(temporary)))
+class Saved(NamedTuple):
+    """What a checkpoint holds of a run, all of which the main rank has and writes.
 
+    Both what is trained and how its model is written: see `runtime.checkpoint.saver.Saver.save`.
+    """
 
-def _optimizer_tensors(
-    net: Model, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], int]:
-    """The optimizer's moments as flat tensors named `parameter|moment|0`, and its step count."""
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    tensors, steps = {}, 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            for moment in state_keys(group):
-                if moment in state:
-                    flat = state[moment].detach().to("cpu", copy=True).flatten()
-                    tensors[f"{names[id(parameter)]}|{moment}|0"] = flat
-            steps = int(state.get("step", steps))
-    return tensors, steps
+    net: Model
+    optimizer: torch.optim.Optimizer
+    tokenizer: TextTokenizer
+    ranks: Ranks
+
+    def full_parameters(self, wanted: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those parameters by name."""
+        for name, parameter in self.net.named_parameters():
+            if name in wanted:
+                yield name, parameter.detach()
+
+    def optimizer_slices(self) -> Iterator[Slice]:
+        """The moments, each as one slice."""
+        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
+        for group in self.optimizer.param_groups if self.ranks.is_main else ():
+            for parameter in group["params"]:
+                state = self.optimizer.state.get(parameter, {})
+                for key in state_keys(group):
+                    if key in state:
+                        yield Slice(names[id(parameter)], key, 0, state[key].detach().flatten())
+
+    def optimizer_steps(self) -> int:
+        """How many steps the optimizer has counted."""
+        return max((int(s.get("step", 0)) for s in self.optimizer.state.values()), default=0)
+
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        """The shape of each parameter by name."""
+        return {name: list(parameter.shape) for name, parameter in self.net.named_parameters()}
+
+    def wanted(self) -> Collection[str]:
+        """The parameters that this rank writes."""
+        return [name for name, _ in self.net.named_parameters()] if self.ranks.is_main else []
+
+    def write(
+        self, directory: Path, parameters: Mapping[str, torch.Tensor], create: Create
+    ) -> None:
+        """Write a Hugging Face directory that classifies in transformers as it does here."""
+        if self.ranks.is_main:
+            write_model(self.net, parameters, directory, self.tokenizer, create)
 
 
 def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
@@ -95,7 +114,8 @@ def publish_best(
     """Replace the best model by this one. A crash leaves one of the two (see `recover_best`)."""
     fresh, old = best.with_name(f".{best.name}.new"), best.with_name(f".{best.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
-    write_model(net, fresh, tokenizer)
+    fresh.mkdir(parents=True)
+    write_model(net, net.state_dict(), fresh, tokenizer)
     content = {"step": step, "metric": metric, "dev_score": score}
     (fresh / _SCORE).write_bytes(orjson.dumps(content))
     for path in (*fresh.iterdir(), fresh):

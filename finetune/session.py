@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,9 @@ from model.hf import CheckpointError, read_config
 from model.init import initialise
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, verify
-from runtime.checkpoint.commit import prune
 from runtime.checkpoint.format import MANIFEST
 from runtime.checkpoint.reader import TrainingState
+from runtime.checkpoint.saver import Saver
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import MetricsLog, Progress, device_name
@@ -55,6 +56,7 @@ class Session:
     tokenizer: TextTokenizer
     replicas: Replicas
     progress: Progress
+    saver: Saver
     log: MetricsLog | None = None  # on the main rank
     step: int = 0
     tokens_seen: int = 0
@@ -62,11 +64,6 @@ class Session:
     best_step: int = 0
     without_best: int = 0  # evaluations since the best one
     saved_step: int = -1  # of the newest whole checkpoint
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run's checkpoints lie."""
-        return self.config.run_dir / "checkpoints"
 
     @property
     def best(self) -> Path:
@@ -136,14 +133,9 @@ class Session:
             )
 
     def save(self) -> None:
-        """Commit a checkpoint of this step, unless it is there, and delete old ones. Collective."""
+        """Have a checkpoint of this step written, unless it is there. Collective."""
         if self.saved_step == self.step:
             return
-        dist.together(self._save, only_main=True)
-        self.saved_step = self.step
-        self.progress.say(f"saved {self.checkpoints / f'step_{self.step:08d}'}")
-
-    def _save(self) -> None:
         state = {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
@@ -155,9 +147,10 @@ class Session:
             "versions": provenance.versions(),
             "world_size": self.ranks.world_size,
         }
-        module, optimizer = self.replicas.module, self.replicas.optimizer
-        checkpoint.save(self.checkpoints, self.step, module, optimizer, self.tokenizer, state)
-        prune(self.checkpoints, self.config.checkpoint.keep_last)
+        replicas = self.replicas
+        saved = checkpoint.Saved(replicas.module, replicas.optimizer, self.tokenizer, self.ranks)
+        self.saver.save(self.step, saved, saved, state)
+        self.saved_step = self.step
 
     def record(self, **values: Any) -> None:
         """Write a metrics record of this step (main rank)."""
@@ -165,8 +158,11 @@ class Session:
             self.log.record(self.step, tokens_seen=self.tokens_seen, **values)
 
 
-def start(config: FinetuneConfig, ranks: Ranks) -> Session:
-    """Build a run, or take up the newest whole checkpoint in its directory. Collective."""
+def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Session:
+    """Build a run, or take up the newest whole checkpoint in its directory. Collective.
+
+    beat: called while the run waits for a save.
+    """
     sets, problems = read_sets(config)
     if problems:  # the files changed since they were checked
         raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
@@ -186,7 +182,14 @@ def start(config: FinetuneConfig, ranks: Ranks) -> Session:
     progress = Progress(
         config.total_steps(len(train)), stream=None if ranks.is_main else io.StringIO()
     )
-    session = Session(config, ranks, sets, train, dev, plan, tokenizer, replicas, progress)
+    saver = Saver(
+        config.run_dir / "checkpoints",
+        ranks,
+        config.checkpoint,
+        say=progress.say,
+        beat=beat,
+    )
+    session = Session(config, ranks, sets, train, dev, plan, tokenizer, replicas, progress, saver)
     if resumed is not None:
         _restore(session, resumed)
     dist.together(partial(_tidy, session), only_main=True)
@@ -265,6 +268,7 @@ def _fingerprints(train: Encoded, dev: Encoded) -> dict[str, str]:
 
 def _restore(session: Session, resumed: CheckpointInfo) -> None:
     """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
+    session.saver.trust(resumed)
     state = TrainingState(resumed.path)
     stored = state.values["data"]
     for name, value in _fingerprints(session.train, session.dev).items():

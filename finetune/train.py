@@ -20,7 +20,7 @@ def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
     Ends after the last step, when patience is at its end, or when asked to stop. Collective.
     """
     stop = StopRequest()
-    session = start(config, ranks)
+    session = start(config, ranks, beat=watchdog.pulse)
     if session.is_finished and is_reported(session):
         session.progress.say(f"already finished: see {config.run_dir / 'report.json'}")
         return EXIT_OK
@@ -29,9 +29,11 @@ def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
     stopping = False
     while not session.is_finished and not stopping:
         watchdog.beat("agree", session.step)
-        # One agreement a step: whether a rank was told to stop.
-        (stops,) = dist.sum_over_ranks([stop.check()])
+        # One agreement a step: whether a rank was told to stop, or failed to save.
+        stops, failed = dist.sum_over_ranks([stop.check(), session.saver.failed()])
         stopping = stops > 0
+        if failed:
+            session.saver.wait()  # raises
         watchdog.beat("step")
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
@@ -52,6 +54,8 @@ def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         if session.is_finished or stopping or _is_due(session.step, config.checkpoint.every_steps):
             session.save()
             rate.pause_until_now()
+    watchdog.beat("save")
+    session.saver.wait()
     if session.is_finished:
         write_results(session)
     if session.log is not None:

@@ -7,23 +7,22 @@ from typing import NamedTuple
 
 import orjson
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.loader import Loader
 from data_prep.shards import Shards
-from model import build, save_pretrained
 from model.config import ModelConfig
 from model.hf.config import CheckpointError
-from model.hf.directory import stored_names
+from model.hf.directory import ModelFiles, stored_names
 from model.hf.state import Slot, slots
 from pretrain.config import PretrainConfig, check
 from pretrain.objectives import make_objective
 from pretrain.tokenizer import begin_texts_with
 from runtime import provenance
 from runtime.checkpoint import list_checkpoints
-from runtime.checkpoint.commit import begin, commit, files_in, seal
-from runtime.checkpoint.format import SCHEMA, TRAINING, step_dir, temporary_dir
+from runtime.checkpoint.commit import Attempt
+from runtime.checkpoint.format import SCHEMA, TRAINING, step_dir
+from runtime.checkpoint.slices import slice_name, write_slices
 from runtime.config import load
 from runtime.deepspeed_checkpoint import MASTER, MOMENTS, DeepSpeedCheckpoint, open_checkpoint
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
@@ -161,20 +160,19 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
         "world_size": 1,
     }
     prepare_run_directory(config.run_dir, config)
-    final, temporary = step_dir(root, source.step), temporary_dir(root, source.step)
-    begin(temporary)
-    with torch.device("meta"):
-        net = build(model_config, objective.head)
+    attempt = Attempt(root, source.step)
+    attempt.begin()
     masters = {slot.ours: read(slot.ours, MASTER) for slot in plan}
     dtype, tokenizer_dir = _DTYPES[config.precision], train[0].tokenizer_dir
-    save_pretrained(net, temporary, dtype, tokenizer_dir, state=masters)
+    files = ModelFiles(model_config, objective.head, dtype, tokenizer_dir=tokenizer_dir)
+    files.write(attempt.directory, masters, attempt.create)
     if objective.layout.by_document and objective.head == "causal_lm":
-        begin_texts_with(temporary, train[0].eod_id)
-    _write_slices(temporary / TRAINING, plan, read)
-    text = orjson.dumps(state, option=orjson.OPT_INDENT_2)
-    (temporary / TRAINING / "state.json").write_bytes(text)
-    commit(temporary, final, source.step, seal(temporary, files_in(temporary)))
-    return final
+        begin_texts_with(attempt.directory, train[0].eod_id)
+    _write_slices(attempt, plan, read)
+    with attempt.create(attempt.directory / TRAINING / "state.json") as file:
+        file.write(orjson.dumps(state, option=orjson.OPT_INDENT_2))
+    attempt.commit(attempt.entries)
+    return step_dir(root, source.step)
 
 
 def _reader(
@@ -196,14 +194,16 @@ def _reader(
     return read
 
 
-def _write_slices(directory: Path, plan: list[Slot], read: Read) -> None:
+def _write_slices(attempt: Attempt, plan: list[Slot], read: Read) -> None:
     """Write weights and moments as slices that are whole tensors, in files of bounded size."""
     held: dict[str, Tensor] = {}
     number = 0
     for slot in plan:
         for key in (MASTER, *MOMENTS):
-            held[f"{slot.ours}|{key}|0"] = read(slot.ours, key).reshape(-1).clone()
+            held[slice_name(slot.ours, key, 0)] = read(slot.ours, key).reshape(-1).clone()
         is_last = slot is plan[-1]
         if is_last or sum(t.numel() * t.itemsize for t in held.values()) >= _FILE_BYTES:
-            save_file(held, directory / f"optimizer_{number:05d}.safetensors")
+            name = f"optimizer_{number:05d}.safetensors"
+            with attempt.create(attempt.directory / TRAINING / name) as file:
+                write_slices(file, held)
             held, number = {}, number + 1

@@ -1,15 +1,14 @@
 """What a pretraining run holds, built from its config or resumed from its last checkpoint."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_prep.loader import Loader
 from data_prep.shards import Shards
-from model import build, save_pretrained
+from model import build
 from model.config import ModelConfig
 from model.flops import mfu, parameters
 from model.heads import Model
@@ -17,16 +16,15 @@ from model.hf import read_config
 from model.init import parameter_groups
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
+from pretrain.export import ModelExport
 from pretrain.objectives import make_objective
 from pretrain.objectives.draws import VALIDATION_SEED
 from pretrain.objectives.objective import Objective
-from pretrain.tokenizer import begin_texts_with
 from pretrain.verify import verify_data
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
-from runtime.checkpoint.commit import prune
 from runtime.checkpoint.reader import TrainingState
-from runtime.checkpoint.writer import save
+from runtime.checkpoint.saver import Saver
 from runtime.config import flat
 from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
@@ -45,26 +43,22 @@ class Session:
     config: PretrainConfig
     ranks: Ranks
     model_config: ModelConfig
-    tokenizer_dir: Path
     objective: Objective
     loader: Loader
     validation: Validation | None  # None where there is never an evaluation
     engine: Engine
     log: MetricsLog | None  # on the main rank
     progress: Progress
+    saver: Saver
+    export: ModelExport
     step: int = 0
     tokens_seen: int = 0
     saved_step: int | None = None
     skipped_in_a_row: int = 0
     attention_length: int = 0  # tokens that one attends to, for the count of FLOPs
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run's checkpoints lie."""
-        return self.config.run_dir / "checkpoints"
-
     def save(self) -> None:
-        """Commit a checkpoint of this step and delete old ones. Collective."""
+        """Have a checkpoint of this step written, while training goes on. Collective."""
         if self.saved_step == self.step:
             return
         state = {
@@ -75,18 +69,8 @@ class Session:
             "versions": provenance.versions(),
             "world_size": self.ranks.world_size,
         }
-        save(self.checkpoints, self.step, self.engine, self._export, state)
+        self.saver.save(self.step, self.engine, self.export, state)
         self.saved_step = self.step
-        if self.ranks.is_main:
-            prune(self.checkpoints, self.config.checkpoint.keep_last)
-            self.progress.say(f"saved {self.checkpoints / f'step_{self.step:08d}'}")
-
-    def _export(self, directory: Path, parameters: dict[str, torch.Tensor]) -> None:
-        net = self.engine.module
-        assert isinstance(net, Model)
-        save_pretrained(net, directory, tokenizer_dir=self.tokenizer_dir, state=parameters)
-        if self.objective.layout.by_document and net.head == "causal_lm":
-            begin_texts_with(directory, self.loader.shards[0].eod_id)
 
     def record(self, **values: Any) -> None:
         """Write a metrics record of this step (main rank)."""
@@ -108,8 +92,11 @@ class Session:
         return {"mfu": found and found.full, "mfu_causal": found and found.causal}
 
 
-def start(config: PretrainConfig, ranks: Ranks) -> Session:
-    """Build a run, or take up the newest whole checkpoint in its directory. Collective."""
+def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Session:
+    """Build a run, or take up the newest whole checkpoint in its directory. Collective.
+
+    beat: called while the run waits for a save.
+    """
     prepare_run_directory(config.run_dir, config)
     dist.together(lambda: verify_data(config), only_main=True)
     train = [Shards(source.path, "train") for source in config.data.sources]
@@ -127,17 +114,26 @@ def start(config: PretrainConfig, ranks: Ranks) -> Session:
     checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     if checkpoint is not None:
         _check_architecture(model_config, checkpoint)
+    engine = _build_engine(config, model_config, objective.head, ranks)
+    progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
     session = Session(
         config,
         ranks,
         model_config,
-        train[0].tokenizer_dir,
         objective,
         loader,
         _validation(config),
-        engine=_build_engine(config, model_config, objective.head, ranks),
+        engine=engine,
         log=None,
-        progress=Progress(config.total_steps, stream=None if ranks.is_main else _devnull()),
+        progress=progress,
+        saver=Saver(
+            config.run_dir / "checkpoints",
+            ranks,
+            config.checkpoint,
+            say=progress.say,
+            beat=beat,
+        ),
+        export=_export(engine, objective, train[0], ranks),
         attention_length=_attention_length(loader),
     )
     if checkpoint is not None:
@@ -148,6 +144,13 @@ def start(config: PretrainConfig, ranks: Ranks) -> Session:
         )
         _introduce(session, checkpoint)
     return session
+
+
+def _export(engine: Engine, objective: Objective, train: Shards, ranks: Ranks) -> ModelExport:
+    net = engine.module
+    assert isinstance(net, Model)
+    begins = objective.layout.by_document and net.head == "causal_lm"
+    return ModelExport(net, ranks, train.tokenizer_dir, train.eod_id if begins else None)
 
 
 def _validation(config: PretrainConfig) -> Validation | None:
@@ -217,6 +220,7 @@ def _build_engine(
 
 def _restore(session: Session, checkpoint: CheckpointInfo) -> None:
     """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
+    session.saver.trust(checkpoint)
     state = TrainingState(checkpoint.path)
     session.loader.load_state_dict(state.values["loader"])
     _check_vocab_multiple(session.model_config, state.values["config"])

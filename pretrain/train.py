@@ -20,7 +20,7 @@ from runtime.watchdog import Watchdog
 def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
     """Train to the last step, or until asked to stop; returns the exit status. Collective."""
     stop = StopRequest()
-    session = start(config, ranks)
+    session = start(config, ranks, beat=watchdog.pulse)
     total, micro_batch_size = config.total_steps, config.micro_batch_size(ranks.world_size)
     if session.step >= total:
         session.progress.say(f"already finished: {session.step} of {total} steps")
@@ -32,9 +32,13 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         watchdog.beat("data", session.step)
         batch = next(batches)
         watchdog.beat("agree")
-        # One agreement a step: what all ranks hold, and whether one was told to stop.
-        *sums, stops = dist.sum_over_ranks([*count(batch), stop.check()])
+        # One agreement a step: what all ranks hold, whether one was told to stop or failed to save.
+        *sums, stops, failed = dist.sum_over_ranks(
+            [*count(batch), stop.check(), session.saver.failed()]
+        )
         held, stopping = Counts(*sums), stops > 0
+        if failed:
+            session.saver.wait()  # raises
         watchdog.beat("step")
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
@@ -59,6 +63,8 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         if saves:
             session.save()
             rate.pause_until_now()
+    watchdog.beat("save")
+    session.saver.wait()
     if session.log is not None:
         session.log.close()
     if session.step < total:

@@ -36,6 +36,7 @@ _control: torch_dist.ProcessGroup | None = None
 _meeting: Meeting | None = None
 # What gloo says when the process at the other end of a connection has gone.
 _LOST_PEER = ("Connection closed", "Connection reset", "Broken pipe", "remote worker", "gloo")
+_endings: list[Callable[[], None]] = []
 
 
 def world_size_from_env() -> int:
@@ -159,9 +160,16 @@ def _share_cores() -> None:
         torch.set_num_threads(max(1, (cores or 1) // local_ranks))
 
 
+def before_shutdown(action: Callable[[], None]) -> None:
+    """Have something done at the end, however it comes, while the process group is still there."""
+    _endings.append(action)
+
+
 def shutdown() -> None:
     """Leave the process group. Without it gloo can abort at exit."""
     global _control, _meeting
+    while _endings:
+        _endings.pop()()
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
     _control = _meeting = None
@@ -175,18 +183,32 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     return [float(value) for value in total]
 
 
-def gather_text(text: str) -> list[str]:
-    """Every rank's text, in rank order, on every rank. Collective; plain bytes, no pickle."""
+def new_host_group() -> torch_dist.ProcessGroup | None:
+    """A group on host memory for one thread, which must not meet the loop's own collectives.
+
+    None where there is one rank. Collective.
+    """
+    if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
+        return None
+    group: torch_dist.ProcessGroup = torch_dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    return group
+
+
+def gather_text(text: str, group: torch_dist.ProcessGroup | None = None) -> list[str]:
+    """Every rank's text, in rank order, on every rank. Collective; plain bytes, no pickle.
+
+    group: of `new_host_group`; None is the loop's own.
+    """
     if not torch_dist.is_initialized() or torch_dist.get_world_size() == 1:
         return [text]
     data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(torch_dist.get_world_size())]
-    torch_dist.all_gather(sizes, torch.tensor([data.numel()]), group=_control)
+    torch_dist.all_gather(sizes, torch.tensor([data.numel()]), group=group or _control)
     longest = int(max(int(size) for size in sizes))
     padded = torch.zeros(longest, dtype=torch.uint8)
     padded[: data.numel()] = data
     parts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
-    torch_dist.all_gather(parts, padded, group=_control)
+    torch_dist.all_gather(parts, padded, group=group or _control)
     texts = (part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True))
     return [text.decode().strip("\0") for text in texts]
 

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -103,12 +103,15 @@ class Engine:
         finally:
             self.module.train(was_training)
 
-    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each parameter by name, whole, on rank 0's host; empty elsewhere. Collective."""
+    def full_parameters(self, wanted: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those parameters by name, whole, each valid until the next is asked for.
+
+        wanted: this rank's own choice; under ZeRO-3 all ranks gather every one. Collective.
+        """
         for name, parameter in self.module.named_parameters():
             with _gathered(parameter):
-                keep = self.ranks.is_main
-                yield name, parameter.detach().to("cpu", copy=True) if keep else torch.empty(0)
+                if name in wanted:
+                    yield name, parameter.detach()
 
     def parameter_shapes(self) -> dict[str, list[int]]:
         """The shape of each whole parameter by name, also of those that ZeRO-3 has cut."""

@@ -1,5 +1,6 @@
 """Reading and writing whole Hugging Face model directories."""
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from model.heads import Model, build
 from model.hf.architecture import TRUNK
 from model.hf.config import (
     CheckpointError,
-    is_plain_name,
     read_config,
     read_ends,
     read_json,
@@ -26,6 +26,11 @@ from model.hf.shards import (
     INDEX,
     MAX_SHARD_BYTES,
     WEIGHTS,
+    WHOLE,
+    Create,
+    Part,
+    on_disk,
+    shard_files,
     staged,
     write_json,
     write_shards,
@@ -98,10 +103,10 @@ def weight_files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{directory / INDEX}: expected a weight_map of tensors to files")
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
-            if not is_plain_name(name, ".safetensors"):
+            # A name with a path in it could point outside the directory.
+            if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"{directory / INDEX}: got file name {name[:80]!r},"
-                    " expected model-….safetensors"
+                    f"{directory / INDEX}: got file name {name!r}, expected model-….safetensors"
                 )
             if not (directory / name).is_file():
                 raise CheckpointError(f"{directory / name}: no such file, but {INDEX} lists it")
@@ -215,20 +220,70 @@ def save_pretrained(
     """
     directory = Path(directory)
     state = net.state_dict() if state is None else state
-    tensors = to_hf_state(state, net.config, net.head)
-    dtype = dtype or next(iter(state.values())).dtype
-    documents = {
-        "config.json": to_hf_config(net.config, net.head, str(dtype).removeprefix("torch.")),
-        "generation_config.json": to_generation_config(net.config),
-    }
-    copies = [] if tokenizer_dir is None else tokenizer_files(Path(tokenizer_dir))
+    files = ModelFiles(
+        net.config,
+        net.head,
+        dtype or next(iter(state.values())).dtype,
+        tokenizer_dir=tokenizer_dir,
+        max_shard_bytes=max_shard_bytes,
+    )
     with staged(directory) as staging:
-        write_shards(staging, tensors, dtype, max_shard_bytes)
-        for name, content in documents.items():
-            if content is not None:
-                write_json(staging / name, content)
-        for path in copies:
-            shutil.copyfile(path, staging / path.name)
+        files.write(staging, state)
+
+
+class ModelFiles:
+    """The files of a Hugging Face directory, which several writers may share among them.
+
+    Raises `CheckpointError` when the tokenizer is missing.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        head: str,
+        dtype: torch.dtype,
+        *,
+        tokenizer_dir: str | Path | None = None,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        part: Part = WHOLE,
+    ) -> None:
+        self._config, self._head, self._dtype = config, head, dtype
+        self._max_shard_bytes, self._part = max_shard_bytes, part
+        self._copies = [] if tokenizer_dir is None else tokenizer_files(Path(tokenizer_dir))
+
+    def wanted(self) -> set[str]:
+        """The parameters that this writer's part is made of: of a small model, all or none."""
+        plan = slots(self._config, self._head)
+        sizes = {
+            name: math.prod(shape) * self._dtype.itemsize
+            for slot in plan
+            for name, shape in zip(slot.theirs, slot.their_shapes(), strict=True)
+        }
+        shards = shard_files(sizes, self._max_shard_bytes).values()
+        own = {name for i, names in enumerate(shards) if self._part.holds(i) for name in names}
+        return {slot.ours for slot in plan if not own.isdisjoint(slot.theirs)}
+
+    def write(self, directory: Path, state: Mapping[str, Tensor], create: Create = on_disk) -> None:
+        """Write this writer's part into a directory; the first one also writes what is small.
+
+        state: whole parameters by name; what others write may be left out. Raises `CheckpointError`
+        when it is not that of the config.
+        """
+        if self._part.writers > 1:
+            plan = slots(self._config, self._head)
+            state = {s.ours: torch.empty(s.shape, device="meta") for s in plan} | dict(state)
+        tensors = to_hf_state(state, self._config, self._head)
+        limit, part = self._max_shard_bytes, self._part
+        write_shards(directory, tensors, self._dtype, limit, part=part, create=create)
+        if self._part.writer > 0:
+            return
+        dtype = str(self._dtype).removeprefix("torch.")
+        write_json(directory / "config.json", to_hf_config(self._config, self._head, dtype), create)
+        generation = to_generation_config(self._config)
+        if generation is not None:
+            write_json(directory / "generation_config.json", generation, create)
+        for path in self._copies:
+            shutil.copyfile(path, directory / path.name)
 
 
 def _with_ends(config: ModelConfig, ends: tuple[int, ...] | None) -> ModelConfig:

@@ -8,10 +8,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,30 +30,76 @@ _DTYPES = {
 }
 
 
+class Writable(Protocol):
+    """A file that is being written."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes, all of them."""
+        ...
+
+
+# Opens a file to be written, which is on disk when its context ends without an error.
+Create = Callable[[Path], AbstractContextManager[Writable]]
+
+
+class Part(NamedTuple):
+    """Which of the weight files one of several writers writes: every `writers`-th from its own."""
+
+    writer: int = 0
+    writers: int = 1
+
+    def holds(self, number: int) -> bool:
+        """Whether the file of this number, from 0, falls to this writer."""
+        return number % self.writers == self.writer
+
+
+WHOLE = Part()
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[Writable]:
+    """Open a file to be written that is on disk when the context ends."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_shards(
     directory: Path,
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    part: Part = WHOLE,
+    create: Create = on_disk,
 ) -> None:
     """Write tensors as one safetensors file, or above `max_shard_bytes` several and an index.
 
     dtype: of the stored tensors; None keeps each one's own. Tensors may be views of mapped files or
-    live on another device: a few megabytes at a time are copied. Files are on disk when this
-    returns. Raises `CheckpointError` for a number that fp16 cannot hold.
+    live on another device: a few megabytes at a time are copied. part: of several writers, whose
+    files together are those of one; tensors of others' files may be on the meta device. Files are
+    on disk when this returns. Raises `CheckpointError` for a number that fp16 cannot hold.
     """
     sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in tensors.items()}
-    shards = _shards(sizes, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = (
-            f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
-        )
-        write_safetensors(directory / file, {name: tensors[name] for name in names}, dtype)
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
+    files = shard_files(sizes, max_shard_bytes)
+    for number, (file, names) in enumerate(files.items()):
+        if part.holds(number):
+            own = {name: tensors[name] for name in names}
+            write_safetensors(directory / file, own, dtype, create)
+    if len(files) > 1 and part.writer == 0:
+        weight_map = {name: file for file, names in files.items() for name in names}
         total = {"total_size": sum(sizes.values())}
-        write_json(directory / INDEX, {"metadata": total, "weight_map": weight_map})
+        write_json(directory / INDEX, {"metadata": total, "weight_map": weight_map}, create)
+
+
+def shard_files(sizes: Mapping[str, int], max_shard_bytes: int) -> dict[str, list[str]]:
+    """Which tensors each file holds, in order; sizes in bytes by tensor name."""
+    shards = _shards(sizes, max_shard_bytes)
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    names = (f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1))
+    return dict(zip(names, shards, strict=True))
 
 
 def _shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
@@ -69,7 +115,10 @@ def _shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    create: Create = on_disk,
 ) -> None:
     """Write one safetensors file, on disk when this returns.
 
@@ -88,17 +137,15 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     room = torch.empty(_PIECE_BYTES, dtype=torch.uint8)
-    with path.open("wb") as file:
+    with create(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             tensor = tensors[name].detach()
             _write_tensor(file, name, tensor, dtype or tensor.dtype, room)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write_tensor(
-    file: IO[bytes], name: str, tensor: Tensor, dtype: torch.dtype, room: Tensor
+    file: Writable, name: str, tensor: Tensor, dtype: torch.dtype, room: Tensor
 ) -> None:
     tensor = tensor.reshape(1) if tensor.dim() == 0 else tensor
     for piece in _pieces(tensor, dtype):
@@ -127,12 +174,11 @@ def _pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         yield tensor[start : start + rows]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], create: Create = on_disk) -> None:
     """Write one JSON object, indented, on disk when this returns."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with create(path) as file:
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        file.write(text.encode())
 
 
 @contextmanager

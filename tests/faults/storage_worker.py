@@ -7,19 +7,19 @@ that a mixture of two checkpoints cannot pass for one.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from runtime import dist
-from runtime.checkpoint.commit import prune
 from runtime.checkpoint.reader import TrainingState
-from runtime.checkpoint.writer import save
+from runtime.checkpoint.saver import Saver
 from runtime.dist import Ranks
 from runtime.run_directory import newest_checkpoint
+from runtime.sections import Checkpoint
 from runtime.zero_layout import MASTER, Slice
 from tests.faults import injection
 
@@ -42,8 +42,8 @@ class Counter:
         self.ranks = ranks
         self.step = 0
 
-    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name in PARAMETERS:
+    def full_parameters(self, wanted: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in wanted:
             yield name, expected(self.step, name, MASTER)
 
     def optimizer_slices(self) -> Iterator[Slice]:
@@ -61,8 +61,19 @@ class Counter:
         return self.step
 
 
-def export(directory: Path, parameters: dict[str, torch.Tensor]) -> None:
-    save_file(parameters, directory / "model.safetensors")
+class Export:
+    """One file, of the main rank."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._names = list(PARAMETERS) if ranks.is_main else []
+
+    def wanted(self) -> Collection[str]:
+        return self._names
+
+    def write(self, directory: Path, parameters: Mapping[str, torch.Tensor], create: Any) -> None:
+        if self._names:
+            with create(directory / "model.safetensors") as file:
+                file.write(save(dict(parameters)))
 
 
 def torn(checkpoint: Path, step: int) -> list[str]:
@@ -90,13 +101,18 @@ def main(argv: list[str]) -> int:
         engine.step = newest.step
     if ranks.is_main:
         print(f"begins after step {engine.step}", flush=True)
+    settings = Checkpoint(background=argv[3] == "1")
+    saver = Saver(root, ranks, settings, say=print, beat=lambda: None)
+    known = engine.step
     while engine.step < last:
         engine.step += 1
-        save(root, engine.step, engine, export, {"step": engine.step})
-        if ranks.is_main:
+        saver.save(engine.step, engine, Export(ranks), {"step": engine.step})
+        if engine.step == last:
+            saver.wait()
+        if ranks.is_main and (saver.committed or 0) > known:
+            known = saver.committed or 0
             file = os.open(acknowledged, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-            os.write(file, f"{engine.step}\n".encode())
+            os.write(file, f"{known}\n".encode())
             os.close(file)
-            prune(root, keep_last=2)
     dist.shutdown()
     return 0

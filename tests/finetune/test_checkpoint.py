@@ -4,14 +4,18 @@ import shutil
 import pytest
 import torch
 
-from finetune.checkpoint import best_score, load_optimizer, publish_best, recover_best, save
+from finetune.checkpoint import Saved, best_score, load_optimizer, publish_best, recover_best
 from finetune.config import Optim
 from finetune.tokenizer import TextTokenizer
 from model import load_pretrained
 from model.init import parameter_groups
 from runtime.checkpoint import list_checkpoints, newest_verified, verify
 from runtime.checkpoint.reader import TrainingState
+from runtime.checkpoint.saver import Saver
+from runtime.dist import Ranks
+from runtime.errors import UserError
 from runtime.optim import build_optimizer
+from runtime.sections import Checkpoint
 from tests.finetune.toys import checkpoint
 
 
@@ -36,13 +40,20 @@ def step(net, optimizer):
     optimizer.zero_grad()
 
 
+def save(root, step, net, optimizer, tokenizer):
+    ranks = Ranks(0, 0, 1, torch.device("cpu"))
+    saver = Saver(root, ranks, Checkpoint(background=False), say=print, beat=lambda: None)
+    saved = Saved(net, optimizer, tokenizer, ranks)
+    saver.save(step, saved, saved, {"step": step})
+
+
 @pytest.mark.parametrize("parts", ["adamw", "muon"], indirect=True)
 def test_saved_and_loaded_steps_on_alike(tmp_path, parts):
     net, optimizer, tokenizer = parts
     name = "muon" if "splits" in optimizer.param_groups[0] else "adamw"
     for _ in range(3):
         step(net, optimizer)
-    save(tmp_path / "c", 3, net, optimizer, tokenizer, {"step": 3})
+    save(tmp_path / "c", 3, net, optimizer, tokenizer)
     info = newest_verified(tmp_path / "c")
     assert info is not None
     assert info.step == 3
@@ -64,15 +75,16 @@ def test_a_crash_before_the_rename_leaves_no_checkpoint(tmp_path, parts, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr("runtime.checkpoint.commit.hash_file", crash)
-        with pytest.raises(OSError, match="No space"):
-            save(tmp_path / "c", 1, net, optimizer, tokenizer, {})
+        patched.setattr("runtime.checkpoint.saver.RETRY_PAUSES_S", (0.01,))
+        with pytest.raises(UserError, match="No space"):
+            save(tmp_path / "c", 1, net, optimizer, tokenizer)
     assert list_checkpoints(tmp_path / "c") == []
-    save(tmp_path / "c", 1, net, optimizer, tokenizer, {})  # over what the crash left
+    save(tmp_path / "c", 1, net, optimizer, tokenizer)  # over what the crash left
     assert verify(list_checkpoints(tmp_path / "c")[0].path) == []
 
 
 def test_no_pickle_is_written(tmp_path, parts):
-    save(tmp_path / "c", 1, parts[0], parts[1], parts[2], {})
+    save(tmp_path / "c", 1, parts[0], parts[1], parts[2])
     kinds = {path.suffix for path in (tmp_path / "c").rglob("*") if path.is_file()}
     assert kinds <= {".json", ".safetensors", ""}
 

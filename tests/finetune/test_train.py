@@ -184,7 +184,7 @@ def scripted(monkeypatch, values):
 
 def test_the_best_is_kept_though_later_epochs_are_worse(tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, 0.9, 0.6, 0.9])
-    assert finetune(config_file(tmp_path, epochs=4, checkpoint__keep_last=1)) == 0
+    assert finetune(config_file(tmp_path, epochs=4, checkpoint__keep_last=2)) == 0
     run_dir = tmp_path / "run"
     assert read_report(run_dir)["best"] == {"step": 12, "metric": "accuracy", "dev_score": 0.9}
     last = weights(run_dir, "checkpoints/step_00000024")

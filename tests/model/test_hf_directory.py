@@ -131,7 +131,7 @@ def test_tokenizer_is_copied(tmp_path):
 
 @pytest.mark.parametrize("stage", ["to_hf_state", "write_shards", "write_json"])
 def test_a_failed_save_leaves_nothing(stage, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("disk full")
 
     monkeypatch.setattr(hf_directory, stage, fail)
@@ -272,7 +272,7 @@ def test_weights_that_do_not_fit_are_never_read(saved, monkeypatch):
     _, path = saved()
     edit(path, vocab_size=7)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise AssertionError("read")
 
     monkeypatch.setattr(hf_directory.TensorFiles, "__getitem__", fail)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_prep.shards import Shards
 from model import load_pretrained
 from runtime.checkpoint import list_checkpoints, verify
+from runtime.errors import EXIT_IO
 from runtime.records import read_metrics
 from tests.processes import run, start_ranks
 
@@ -247,15 +248,18 @@ def test_damaged_data_is_refused_before_the_first_step(
 def test_a_full_disk_ends_the_run_with_a_line_and_the_last_checkpoint_whole(
     write_config: Write, tmp_path: Path, finished: Path
 ) -> None:
-    """The process may write no file beyond a few kilobytes: safetensors fails in the save."""
+    """The process may write no file beyond a few kilobytes: writing the save fails."""
     shutil.copytree(finished, tmp_path / "run")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "from pretrain.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     status, output = run(["-c", code, str(write_config(steps=14)), "log.tensorboard=false"])
-    assert status == 1, output
-    assert "what was saved before is intact" in output
+    assert status == EXIT_IO, output
+    assert output.count("step 14 not saved yet") == 3
+    assert "optimizer_00000.safetensors" in output
+    assert "step 14 could not be saved: [Errno 27] File too large" in output
+    assert "step 12 is intact" in output
     assert "Traceback" not in output
     found = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert [info.step for info in found] == [8, 12]

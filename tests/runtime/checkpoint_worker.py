@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from runtime import dist, sections
 from runtime.checkpoint import newest_verified
 from runtime.checkpoint.reader import TrainingState
-from runtime.checkpoint.writer import save
+from runtime.checkpoint.saver import Saver
 from runtime.deepspeed_config import deepspeed_config
 from runtime.engine import Engine, partitioned_construction
 from runtime.errors import leave
@@ -23,8 +23,20 @@ from runtime.optim import build_optimizer
 from runtime.selftest import _OPTIM, SEQUENCES, _batch, _groups, _loss, _new_net
 
 
-def export(directory: Path, parameters: dict[str, torch.Tensor]) -> None:
-    save_file({k: v.contiguous() for k, v in parameters.items()}, directory / "weights.safetensors")
+class Weights:
+    """One file, of the main rank."""
+
+    def __init__(self, net, ranks):
+        self._names = [name for name, _ in net.named_parameters()] if ranks.is_main else []
+
+    def wanted(self):
+        return self._names
+
+    def write(self, directory, parameters, create):
+        if self._names:
+            assert list(parameters) == self._names
+            with create(directory / "weights.safetensors") as file:
+                file.write(save({k: v.contiguous() for k, v in parameters.items()}))
 
 
 def main() -> None:
@@ -56,7 +68,11 @@ def main() -> None:
         mine = torch.split(_batch(step)[ranks.rank * local :][:local], local // 2)
         result = engine.train_step(mine, lambda m, ids: _loss(m, ids) * weight, 1e-2)
         losses += dist.sum_over_ranks([float(result.loss)])
-    save(root, last, engine, export, {"step": last})
+    settings = sections.Checkpoint(background=stage != 2)
+    saver = Saver(root, ranks, settings, say=print, beat=lambda: None)
+    saver.save(last, engine, Weights(net, ranks), {"step": last})
+    saver.wait()
+    assert saver.committed == last
     digest = hashlib.sha256()
     for s in sorted(engine.optimizer_slices(), key=lambda s: (s.parameter, s.key)):
         digest.update(s.tensor.detach().numpy().tobytes())

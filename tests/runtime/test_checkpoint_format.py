@@ -5,8 +5,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from runtime.checkpoint import list_checkpoints, newest_verified, verify
-from runtime.checkpoint.commit import prune
+from runtime.checkpoint import newest_verified, verify
 from runtime.checkpoint.format import MANIFEST, hash_file, step_dir
 from runtime.errors import UserError
 
@@ -113,15 +112,3 @@ def test_no_whole_checkpoint_is_an_error_not_step_0(tmp_path: Path) -> None:
     (make(tmp_path, 10) / MANIFEST).unlink()
     with pytest.raises(UserError, match="none of the 1 checkpoints is whole"):
         newest_verified(tmp_path, lambda _: None)
-
-
-def test_prune_keeps_the_newest_and_sweeps_leftovers(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4):
-        make(tmp_path, step)
-    (tmp_path / ".tmp_step_00000005").mkdir()
-    (tmp_path / ".old_step_00000000").mkdir()
-    prune(tmp_path, 0)
-    assert len(list_checkpoints(tmp_path)) == 4
-    prune(tmp_path, 2)
-    assert [info.step for info in list_checkpoints(tmp_path)] == [3, 4]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
