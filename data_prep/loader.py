@@ -149,6 +149,11 @@ class Loader:
             self._workers.close()
             self._workers = None
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, where there are some."""
+        return [] if self._workers is None else self._workers.pids
+
     def skip(self, first: int, stop: int) -> None:
         """Leave data steps [first, stop) out from now on; what was handed out stays as it was."""
         self._skipped.add(max(first, self.step), max(stop, self.step))

@@ -45,6 +45,7 @@ _MENDS: dict[int, str] = {
 
 class _Worker(NamedTuple):
     number: int
+    pid: int
     process: SpawnProcess
     channel: socket.socket
 
@@ -81,6 +82,11 @@ class Workers:
         if "error" in head:
             raise UserError(head["error"], status=head["status"])
         return arrays
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' process ids, in the order in which they take turns."""
+        return [one.result().pid for one in self._starting]
 
     def close(self) -> None:
         """End the workers now; they hold nothing that could be lost."""
@@ -122,7 +128,8 @@ def _start(number: int, packed: bytes) -> _Worker:
             process.start()
         except OSError as error:  # no more processes, or it died over its first imports
             raise UserError(f"data worker {number} cannot be started: {error}") from error
-    return _Worker(number, process, ours)
+    assert process.pid is not None
+    return _Worker(number, process.pid, process, ours)
 
 
 def _end(starting: list[Future[_Worker]]) -> None:
@@ -145,7 +152,7 @@ def _death_of(worker: _Worker, step: int) -> UserError:
     elif status is not None:
         how = f"ended with status {status}, see above"
     return UserError(
-        f"data worker {worker.number} (pid {worker.process.pid}) {how} at data step {step}{mend}"
+        f"data worker {worker.number} (pid {worker.pid}) {how} at data step {step}{mend}"
     )
 
 

@@ -110,10 +110,12 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         world_size=ranks.world_size,
         layout=objective.layout,
         collate=objective.collate,
+        workers=_workers(config, ranks),
     )
     checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     if checkpoint is not None:
         _check_architecture(model_config, checkpoint)
+    iter(loader)  # workers start while the engine is built
     engine = _build_engine(config, model_config, objective.head, ranks)
     progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
     session = Session(
@@ -151,6 +153,13 @@ def _export(engine: Engine, objective: Objective, train: Shards, ranks: Ranks) -
     assert isinstance(net, Model)
     begins = objective.layout.by_document and net.head == "causal_lm"
     return ModelExport(net, ranks, train.tokenizer_dir, train.eod_id if begins else None)
+
+
+def _workers(config: PretrainConfig, ranks: Ranks) -> int:
+    """Processes that make batches: none where they would take cores from the training itself."""
+    if config.data.workers is not None:
+        return config.data.workers
+    return 2 if ranks.device.type == "cuda" else 0
 
 
 def _validation(config: PretrainConfig) -> Validation | None:

@@ -23,6 +23,7 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
     session = start(config, ranks, beat=watchdog.pulse)
     total, micro_batch_size = config.total_steps, config.micro_batch_size(ranks.world_size)
     if session.step >= total:
+        session.loader.close()
         session.progress.say(f"already finished: {session.step} of {total} steps")
         return EXIT_OK
     batches = iter(session.loader)
@@ -65,6 +66,7 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
             rate.pause_until_now()
     watchdog.beat("save")
     session.saver.wait()
+    session.loader.close()
     if session.log is not None:
         session.log.close()
     if session.step < total:

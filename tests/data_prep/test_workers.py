@@ -139,7 +139,9 @@ def test_a_loader_with_workers_gives_the_same_batches_wherever_it_goes(prepared)
             assert other["input_ids"].is_contiguous()
             assert plain.state_dict() == loader.state_dict()
 
+    assert loader.worker_pids == []
     go_on(5)
+    assert len(set(loader.worker_pids)) == 2
     state = json.loads(json.dumps(loader.state_dict()))
     assert state["step"] == 5, "what was made ahead is not in the state"
     go_on(3)
@@ -171,7 +173,7 @@ os.umask(0o077)
 loader = Loader([(sys.argv[1], 1.0)], seq_len=16, global_batch_size=8, workers=2)
 for _ in range(4):
     next(loader)
-print(*(one.result().process.pid for one in loader._workers._starting), flush=True)
+print(*loader.worker_pids, flush=True)
 exec(sys.argv[2])
 """
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,29 @@ def test_ranks_and_restarts_change_nothing(make, objective: str, settings: Setti
             resumed = next(again)
             assert all(torch.equal(resumed[name], batch[name]) for name in batch)
     assert not torch.equal(batches[0]["targets"], batches[1]["targets"])
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("objective", "settings"), WAYS)
+def test_what_a_data_worker_gets_makes_the_same_batches(make, objective, settings) -> None:
+    """All that an objective holds can be copied to a worker, without the files that are open."""
+    config, shards = make(objective, settings)
+    own = loader(config, shards)
+    batches = [own.batch(step) for step in range(3)]
+    sent = ForkingPickler.dumps(own.batch)
+    assert len(sent) < 2e6 + 20 * shards.tokens  # the mixture's table; no dictionary of jieba's
+    copied = ForkingPickler.loads(sent)
+    assert all(equal(copied(step), batch) for step, batch in enumerate(batches))
+
+
+def test_workers_find_chinese_words(make) -> None:
+    config, shards = make("masked_lm", {"masking": {"unit": "word", "segmenter": "jieba"}})
+    own, theirs = loader(config, shards), loader(config, shards, workers=2)
+    assert all(equal(next(own), next(theirs)) for _ in range(4))
+    theirs.close()
 
 
 def originals(batch: dict[str, torch.Tensor]) -> torch.Tensor:
