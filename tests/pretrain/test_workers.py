@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from runtime.records import read_metrics
 from tests.processes import run
 
 Write = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(write_config: Write, tmp_path: Path) -> None:
     """Two ranks, dropout, accumulation; the run with workers goes on from its own checkpoint."""
     losses, weights = [], []
