@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime import outcome
 from runtime.errors import EXIT_OK, command, leave
+from runtime.signals import StopRequest
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
@@ -29,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         return predict(arguments[1:])
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     arguments = [a for a in arguments if not a.startswith("--local_rank")]
+    if not {"-h", "--help", "--print-config", "--check"} & set(arguments):
+        StopRequest(raises=True)  # the imports and checks below take a while
+        outcome.tell()
     from finetune.config import FinetuneConfig, check
     from runtime.config import load, print_help, to_yaml
 
@@ -62,12 +67,11 @@ def _train(config: "FinetuneConfig") -> int:
     os.umask(0o077)  # runs are private to their user
     from finetune.train import train
     from runtime import dist, provenance
-    from runtime.signals import StopRequest
     from runtime.watchdog import Watchdog
 
     health, data = config.health, config.data
     files = [Path(name) for name in (data.train, data.dev, data.test) if name]
-    stop = StopRequest()
+    stop = StopRequest()  # from here on there may be something to save
     ranks = dist.init(
         config.run.device,
         health.collective_timeout_s,

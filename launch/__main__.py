@@ -1,4 +1,4 @@
-"""`python -m launch report|check|schema …`."""
+"""`python -m launch report|check|schema|supervise …`."""
 
 import argparse
 import json
@@ -22,12 +22,32 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("--ranks", type=int, default=1, help="how many ranks will train; default 1")
     schema = commands.add_parser("schema", help="print a config's JSON Schema, for editors")
     schema.add_argument("stage", choices=["pretrain", "finetune", "data_prep"])
+    supervise = commands.add_parser(
+        "supervise", help="start a training command, and start it again when it fails"
+    )
+    supervise.add_argument("--max-restarts", type=int, default=10, help="give up after; default 10")
+    supervise.add_argument(
+        "--same-step", type=int, default=3, help="give up after so many failures at one step"
+    )
+    supervise.add_argument(
+        "--grace", type=float, default=60, help="seconds for ranks to end after their launcher has"
+    )
+    supervise.add_argument("words", nargs="+", metavar="-- COMMAND …", help="what to start")
     options = parser.parse_args(argv)
     if options.command == "report":
         return _report(options.run, options.output)
     if options.command == "check":
         return _check(options.config, options.overrides, options.ranks)
+    if options.command == "supervise":
+        return _supervise(options)
     return _schema(options.stage)
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    from launch.supervise import Limits, Local, Supervisor
+
+    limits = Limits(options.max_restarts, options.same_step, options.grace)
+    return Supervisor(lambda: Local(options.words, limits), limits).run()
 
 
 def _report(runs: list[Path], output: Path | None) -> int:

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime import outcome
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, command, leave
+from runtime.signals import StopRequest
 
 if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         from pretrain.deepspeed_import import main as import_deepspeed
 
         return import_deepspeed(arguments[1:])
+    if not {"-h", "--help", *FLAGS} & set(arguments):
+        StopRequest(raises=True)  # the imports and checks below take a while
+        outcome.tell()
     from pretrain.config import PretrainConfig, check
     from runtime.config import load, print_help, to_yaml
 
@@ -81,12 +86,11 @@ def _train(config: "PretrainConfig") -> int:
     os.umask(0o077)  # runs are private to their user
     from pretrain.train import train
     from runtime import dist, provenance
-    from runtime.signals import StopRequest
     from runtime.watchdog import Watchdog
 
     health = config.health
     manifests = [Path(source.path) / "manifest.json" for source in config.data.sources]
-    stop = StopRequest()
+    stop = StopRequest()  # from here on there may be something to save
     ranks = dist.init(
         config.run.device,
         max(config.parallel.communication_timeout_s, health.collective_timeout_s),

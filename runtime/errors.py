@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from runtime import outcome
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -25,12 +27,20 @@ class UserError(Exception):
         self.status = status
 
 
+class Stopped(BaseException):
+    """Somebody asked this process to stop while it had nothing to save yet.
+
+    Not an Exception: a library that tries whether another one can be imported must not swallow it.
+    """
+
+
 def leave(status: int) -> NoReturn:
     """End a training process at once, with what it printed but without C++ destructors.
 
     After a clean shutdown gloo's threads have aborted a process there (seen once among some dozens
     of exits), which a launcher takes for a failed run.
     """
+    outcome.tell(status=status)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -48,6 +58,9 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
             if error.status != EXIT_BAD_INPUT or os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr)
             return error.status
+        except Stopped:
+            print("stopped before training began; run the same command again", file=sys.stderr)
+            return EXIT_PREEMPTED
         except KeyboardInterrupt:
             # Training saves and leaves by itself; elsewhere there is nothing to save yet.
             print("interrupted", file=sys.stderr)

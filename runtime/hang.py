@@ -3,6 +3,7 @@
 Standard library only: the watcher (`runtime/watcher.py`) must start fast and stay small.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -61,11 +62,13 @@ def process(pid: int) -> Process | None:
 
 
 def children(pid: int) -> list[Process]:
-    """The processes that the main thread of a process started, such as loader workers."""
+    """The processes that a process started, in whichever thread, such as loader workers."""
+    pids: list[str] = []
     try:
-        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            pids += (task / "children").read_text().split()
     except OSError:
-        return []
+        pass  # it has just gone, or a thread of it
     return [found for child in pids if (found := process(int(child)))]
 
 
@@ -85,12 +88,15 @@ def threads(pid: int) -> str:
 
 def end(found: Process) -> None:
     """Kill a process, unless its number belongs to another one by now."""
-    now = process(found.pid)
-    if now is not None and now.started == found.started:
-        try:
+    if is_alive(found):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(found.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+
+
+def is_alive(found: Process) -> bool:
+    """Whether this very process still runs."""
+    now = process(found.pid)
+    return now is not None and now.started == found.started and now.state != "Z"
 
 
 def catches(pid: int, number: int) -> bool:
@@ -102,6 +108,17 @@ def catches(pid: int, number: int) -> bool:
     except OSError:
         pass
     return False
+
+
+def worker_trouble(workers: list[Process]) -> str | None:
+    """What is wrong with the first process that should work for a rank and does not."""
+    for worker in workers:
+        now = process(worker.pid)
+        if now is None or now.state == "Z" or now.started != worker.started:
+            return f"its worker process {worker.pid} is dead"
+        if now.state in "Tt":
+            return f"its worker process {worker.pid} is stopped"
+    return None
 
 
 def is_in_collective(stacks: str) -> bool:
@@ -142,8 +159,7 @@ def _culprits(
     known = {**beats, **records}
     places = {rank: _place(beat) for rank, beat in known.items()}
     behind = [rank for rank, place in places.items() if place == min(places.values())]
-    dead = {rank: record["dead_workers"] for rank, record in records.items()}
-    workers = {rank: f"its worker process {pids[0]} is dead" for rank, pids in dead.items() if pids}
+    workers = {rank: r["worker"] for rank, r in records.items() if r["worker"]}
     if len(behind) < len(known):
         ahead = known[max(places, key=lambda rank: places[rank])]
         wait = f"another rank waits in phase '{ahead['phase']}' at step {ahead['step']}"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from runtime.errors import EXIT_PREEMPTED, UserError
+from runtime.errors import Stopped, UserError
 
 _LOOPBACK = "127.0.0.1"
 
@@ -108,7 +108,7 @@ class Meeting:
         return listener
 
     def wait_for_all(self) -> None:
-        """Return when every rank is here. Raises UserError where one is missing, or on a stop."""
+        """Return when all ranks are here. Raises UserError if one is missing, Stopped on a stop."""
         self.store.set(f"here/{self._rank}", "")
         if self._rank == 0:
             here = [f"here/{rank}" for rank in self._ranks]
@@ -137,10 +137,7 @@ class Meeting:
         pause = 0.01
         while not condition():
             if self._stops():
-                raise UserError(
-                    "stopped before the first step; run the same command again",
-                    status=EXIT_PREEMPTED,
-                )
+                raise Stopped
             if time.monotonic() > self._deadline:
                 text = problem if isinstance(problem, str) else problem()
                 raise UserError(f"no process group after {self._timeout_s:.0f} s: {text}")

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from runtime.errors import EXIT_PREEMPTED
+from runtime import outcome
+from runtime.errors import EXIT_PREEMPTED, Stopped
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _LAUNCHERS = ("deepspeed", "torch.distributed.run", "torchrun")
@@ -22,7 +23,9 @@ class StopRequest:
 
     same_request_s = 2.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, raises: bool = False) -> None:
+        """`raises`: there is nothing to save yet, leave at once by raising Stopped."""
+        self._raises = raises
         # What an earlier one of this process has heard counts: a run that is stopped while it
         # starts stops as soon as its loop looks.
         before = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
@@ -35,8 +38,11 @@ class StopRequest:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._first.setdefault(number, now) > self.same_request_s:
+            outcome.tell(status=EXIT_PREEMPTED)
             os._exit(EXIT_PREEMPTED)
         self.reason = self.reason or signal.Signals(number).name
+        if self._raises:
+            raise Stopped
 
     def check(self) -> bool:
         """Whether to stop; also notices a launcher that was killed and can't tell us."""

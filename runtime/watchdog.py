@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Self
 
-from runtime import dist, watcher
+from runtime import dist, outcome, watcher
 from runtime.dist import Ranks
 from runtime.errors import UserError
 from runtime.hang import CLOSED, FAILED, RECORD, RUNNING, Beat
@@ -41,6 +41,7 @@ class Watchdog:
     ) -> None:
         self._health = (run_dir / "health").resolve()
         self._ranks = ranks
+        outcome.tell(run_dir=str(run_dir.resolve()))
         dist.together(self._tidy, only_main=True)
         token = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}_{os.urandom(3).hex()}"
         self._token = dist.gather_text(token)[0]
@@ -68,6 +69,7 @@ class Watchdog:
         self._memory = mmap.mmap(record, RECORD.size)
         self._write()
         settings = Settings(
+            os.getpid(),
             self._ranks.rank,
             self._ranks.world_size,
             str(self._health),

@@ -24,6 +24,7 @@ from runtime import hang
 from runtime.hang import CLOSED, FAILED, RECORD, RUNNING, Beat, Process
 
 PEER_GRACE_S = 5.0  # for ranks to end by themselves after one of them failed
+_WORKERS_S = 2.0  # for its loader workers to end after a rank has
 _LOOK_S = 1.0  # how often at least to look for another rank's failure
 _IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGQUIT")  # the rank is who decides
 
@@ -31,6 +32,7 @@ _IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGQUIT")  # the rank is 
 class Settings(NamedTuple):
     """What the rank tells its watcher."""
 
+    pid: int
     rank: int
     world_size: int
     health: str  # the directory, absolute
@@ -63,9 +65,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 class Watcher:
     """Watches one rank, and knows of the others what their watchers wrote down."""
 
-    def __init__(self, settings: Settings, pid: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.pid = pid
+        self.pid = settings.pid
         self.health = Path(settings.health)
         self.host = socket.gethostname()
         self.beat = Beat()
@@ -89,13 +91,15 @@ class Watcher:
     def watch(self) -> None:
         """Until the rank has ended, was closed, or had to be ended."""
         poll = select.poll()
-        poll.register(os.pidfd_open(self.pid), select.POLLIN)
+        with contextlib.suppress(ProcessLookupError):
+            poll.register(os.pidfd_open(self.pid), select.POLLIN)
         poll.register(sys.stdin.fileno(), select.POLLIN)  # the rank says goodbye
         self._publish()
         before = time.monotonic()
         while True:
             interval = min(self.interval_s, _LOOK_S)
-            happened = poll.poll(interval * 1000)
+            is_gone = os.getppid() != self.pid  # also before we were there to see it
+            happened = is_gone or poll.poll(interval * 1000)
             now = time.monotonic()
             passed, before = now - before, now
             if passed > 5 * interval + 2.0:  # we were stopped as well: Ctrl-Z, a suspended job
@@ -104,9 +108,9 @@ class Watcher:
             if happened:
                 self._rank_ended()
                 return
-            if self._is_hanging():
-                self._report(first={"kind": "hang"})
             self._look_at_others(passed)
+            if self._is_hanging():
+                self._report(is_first=True)
 
     def _look(self, passed_s: float) -> None:
         beat = Beat.unpack(os.pread(self.settings.record_fd, RECORD.size, 0))
@@ -180,7 +184,7 @@ class Watcher:
         if failure["kind"] == "hang":
             self._report()
         self._failed_s += passed_s
-        if self._failed_s > PEER_GRACE_S:
+        if self._failed_s > PEER_GRACE_S or self._is_hanging():
             self._save_stacks(self._stacks())
             self._say(f"rank {self.settings.rank} is ended, since {failure['what']}")
             self._end_rank()
@@ -193,8 +197,17 @@ class Watcher:
         self._fail(
             "ended", f"rank {self.settings.rank} ended suddenly {self._where()}; was it killed?"
         )
-        for worker in self.workers:
-            hang.end(worker)
+        self._end_workers()
+
+    def _end_workers(self) -> None:
+        """Those that do not go by themselves, as multiprocessing's tracker does after its work."""
+        deadline = time.monotonic() + _WORKERS_S
+        while left := [w for w in self.workers if hang.is_alive(w)]:
+            if time.monotonic() > deadline:
+                for worker in left:
+                    hang.end(worker)
+                return
+            time.sleep(0.05)
 
     def _fail(self, kind: str, what: str) -> None:
         failure = {**self._state(), "kind": kind, "what": what, "time": time.time()}
@@ -204,11 +217,11 @@ class Watcher:
         step = f"at step {self.beat.step}" if self.beat.step >= 0 else "before the first step"
         return f"in phase '{self.beat.phase}' {step}"
 
-    def _report(self, first: dict[str, Any] | None = None) -> None:
+    def _report(self, *, is_first: bool = False) -> None:
         """Collect the evidence with the other watchers, say which rank it is, and end ours."""
         started = time.monotonic()
         found = hang.process(self.pid)  # before the signals change it
-        if first is not None:
+        if is_first:
             self._fail("hang", f"rank {self.settings.rank} made no progress {self._where()}")
         stacks = self._stacks()
         own = {
@@ -216,7 +229,7 @@ class Watcher:
             "silent_s": self.silent_s,
             "state": found.state if found else "gone",
             "in_collective": hang.is_in_collective(stacks) if stacks else None,
-            "dead_workers": [w.pid for w in self.workers if _is_dead(w)],
+            "worker": hang.worker_trouble(self.workers),
         }
         self._save_stacks(stacks, own)
         self._write(f"hang_{self.settings.rank:05d}.json", own)
@@ -297,25 +310,17 @@ class Watcher:
     def _end_rank(self) -> None:
         """Kill the rank and its workers. Launchers see a failure: -9, in a shell 137."""
         self._publish()
-        for victim in [hang.process(self.pid), *self.workers]:
-            if victim is not None:
-                hang.end(victim)
+        if rank := hang.process(self.pid):
+            hang.end(rank)
+        self._end_workers()
         sys.exit()
-
-
-def _is_dead(worker: Process) -> bool:
-    now = hang.process(worker.pid)
-    return now is None or now.state == "Z" or now.started != worker.started
 
 
 def main() -> None:
     """Watch the process that started this one."""
     for name in _IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    settings = Settings(**json.loads(sys.argv[1]))
-    pid = os.getppid()
-    if pid != 1:
-        Watcher(settings, pid).watch()
+    Watcher(Settings(**json.loads(sys.argv[1]))).watch()
 
 
 if __name__ == "__main__":

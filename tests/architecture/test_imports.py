@@ -44,6 +44,7 @@ TORCH_FREE = [
     "finetune.config",
     "launch.__main__",
     "launch.report",
+    "launch.supervise",
     "model.config",
     "model.describe",
     "model.detokenize",
@@ -60,6 +61,8 @@ TORCH_FREE = [
     "runtime.records",
     "runtime.redaction",
     "runtime.sections",
+    "runtime.signals",
+    "runtime.watcher",
 ]
 
 

@@ -44,7 +44,7 @@ def failure(health: Path) -> dict:
     ("fault", "reason", "innermost"),
     [
         ("stopped", "stopped: state T", "in _stop"),
-        ("gil", "another rank waits in phase 'agree'", "<lambda>"),
+        ("gil", "another rank waits in phase 'agree'", "in _hold_the_gil"),
         ("worker", "its worker process", "in get"),
     ],
 )
@@ -129,7 +129,7 @@ def test_watchers_and_workers_end_with_their_rank(tmp_path: Path) -> None:
 
 def record(rank: int, **values) -> dict:
     standard = {"rank": rank, "host": "here", "phase": "step", "step": 7, "silent_s": 9.6}
-    evidence = {"state": "S", "in_collective": True, "dead_workers": []}
+    evidence = {"state": "S", "in_collective": True, "worker": None}
     return {**standard, **evidence, **values}
 
 
@@ -141,7 +141,7 @@ def record(rank: int, **values) -> dict:
         ({1: {"step": 6}}, "rank 1 .* at step 6 .another rank waits in phase 'step' at step 7"),
         ({1: {"phase": "save"}, 2: {"phase": "evaluate"}}, "rank 2 .*'evaluate'"),
         ({0: {"in_collective": False}}, "rank 0 .*the other ranks wait in a collective"),
-        ({1: {"dead_workers": [77]}}, "rank 1 .*worker process 77 is dead"),
+        ({1: {"worker": "its worker process 77 is dead"}}, "rank 1 .*worker process 77 is dead"),
         ({}, "ranks 0, 1, 2 .*no rank stands out"),
     ],
 )

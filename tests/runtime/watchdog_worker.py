@@ -31,9 +31,14 @@ def _stop() -> None:
     time.sleep(1)  # it is woken for its stacks, and must not get far
 
 
+def _hold_the_gil() -> None:
+    for _ in range(2):  # the signal for its stacks ends the first
+        ctypes.PyDLL(None).sleep(1000)
+
+
 FAULTS = {
     "stopped": _stop,
-    "gil": lambda: ctypes.PyDLL(None).sleep(1000),
+    "gil": _hold_the_gil,
     "data": lambda: time.sleep(1000),
     "worker": _wait_for_dead_worker,
     "killed while the other sleeps": lambda: os.kill(os.getpid(), signal.SIGKILL),
