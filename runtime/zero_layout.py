@@ -203,9 +203,13 @@ def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: 
     owners, base = _owners(engine, stage), _base_optimizer(engine)
     for tensor, group in owners:
         # Those too that hold nothing but padding here: their step counts must not lag behind.
-        base.state.pop(tensor, None)
-        if steps:
-            base.state[tensor] = _zero_state(tensor, group, steps)
+        state = base.state.get(tensor, {})
+        if steps or state:
+            for key in optim.state_keys(group):
+                # DeepSpeed points at what is there already.
+                state[key] = state[key].zero_() if key in state else torch.zeros_like(tensor)
+            state["step"] = torch.tensor(float(steps), device=tensor.device)
+            base.state[tensor] = state
     for name, start, numel, flat, owner, flat_start, group in _places(engine, stage, ranks):
         if stage == 0:
             # State is replicated here: every rank needs all of it, not its share.
@@ -214,11 +218,6 @@ def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: 
         for key in optim.state_keys(group) if steps else ():
             target = base.state[owners[owner].tensor][key].view(-1)
             target.narrow(0, flat_start, numel).copy_(_moment(read, name, key, start, numel))
-
-
-def _zero_state(tensor: torch.Tensor, group: dict[str, Any], steps: int) -> dict[str, Any]:
-    moments = {key: torch.zeros_like(tensor) for key in optim.state_keys(group)}
-    return {"step": torch.tensor(float(steps), device=tensor.device), **moments}
 
 
 def _moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from runtime.muon import Matrices, Muon, _plan, orthogonalise
 from runtime.optim import build_optimizer, state_keys
 from runtime.sections import Optim
+from tests.processes import run
 
 SETTINGS: dict[str, Any] = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "momentum": 0.95}
 
@@ -189,3 +190,14 @@ def test_pieces_that_do_not_make_a_whole_are_refused() -> None:
         _plan([Matrices((4,), 4, ((0, 8), (0, 16)), 0)], 0, [0, 0])
     with pytest.raises(AssertionError, match="another order"):
         _plan([Matrices((4,), 4, ((8, 16), (0, 8)), 0)], 0, [0, 0])
+
+
+def test_matrices_in_pieces_are_made_as_whole_ones() -> None:
+    """Three ranks, cuts anywhere, many of the pieces empty."""
+    status, output = run(["tests/runtime/muon_worker.py"], ranks=3)
+    assert status == 0, output
+    found = {line.split()[0]: line.split()[1:] for line in output.splitlines() if "torch." in line}
+    for dtype, tolerance in (("torch.float32", 1e-4), ("torch.bfloat16", 0.2)):
+        difference, empty = found[dtype]
+        assert float(difference) < tolerance
+        assert int(empty) > 20
