@@ -201,3 +201,11 @@ def test_matrices_in_pieces_are_made_as_whole_ones() -> None:
         difference, empty = found[dtype]
         assert float(difference) < tolerance
         assert int(empty) > 20
+
+
+def test_a_rank_that_holds_everything_does_not_make_everything() -> None:
+    whole_here = [Matrices((16,), 16, ((0, 256), (256, 256)), 256 * i) for i in range(10)]
+    work = [0, 0]
+    plan = _plan(whole_here, 0, work)
+    assert work[0] == work[1]
+    assert sum(len(batch) for batch in plan.own) == len(plan.turns) == 5
