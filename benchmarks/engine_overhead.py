@@ -81,10 +81,9 @@ def engine_step(options: argparse.Namespace, ranks: dist.Ranks) -> Callable[[], 
     engine = Engine(net, optimizer, config, ranks)
 
     def step() -> None:
-        result = engine.train_step(
+        engine.train_step(
             [batch(options, ranks.device)], lambda module, b: module(**b).loss, OPTIM.lr
         )
-        float(result.loss)
 
     return step
 

@@ -13,6 +13,8 @@ from launch.charts import Series, confusion, curves
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.records import read_metrics
 
+_MOST_EVENTS = 100
+
 
 class _Run(NamedTuple):
     name: str
@@ -77,6 +79,7 @@ def _run_section(run: _Run) -> str:
         _facts(_summary(run)),
         f'<div class="charts">{"".join(f"<figure>{c}</figure>" for c in charts)}</div>',
         _classification(run),
+        _events(run),
         _details("configuration", run.path / "config.yaml"),
         _details("versions", run.path / "versions.json"),
     ]
@@ -159,6 +162,23 @@ def _classification(run: _Run) -> str:
     )
 
 
+def _events(run: _Run) -> str:
+    """What befell the run: bad steps, roll-backs, slow ranks; the last of them."""
+    events = read_metrics(run.path / "events.jsonl")
+    if not events:
+        return ""
+    told = events[-_MOST_EVENTS:]
+    rows = "".join(
+        f"<tr><th>{event['step']:,}</th><td>{html.escape(event['kind'].replace('_', ' '))}</td>"
+        f'<td class="text">{html.escape(event.get("message", ""))}</td></tr>'
+        for event in told
+    )
+    which = f", the last {len(told)} of {len(events):,}" if len(told) < len(events) else ""
+    head = "<thead><tr><th>step</th><th>what</th><th></th></tr></thead>"
+    table = f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+    return f"<h3>Events{which}</h3>{table}"
+
+
 def _score_row(name: str, scores: dict[str, float]) -> str:
     cells = "".join(f"<td>{scores[k]:.3f}</td>" for k in ("precision", "recall", "f1-score"))
     return f"<tr><th>{html.escape(name)}</th>{cells}<td>{scores['support']:.0f}</td></tr>"
@@ -189,6 +209,7 @@ figure { margin: 0; } .scores figure { flex: 1 1 24rem; max-width: 40rem; }
 svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #e5e7eb; text-align: right; }
+td.text { text-align: left; }
 th:first-child { text-align: left; font-weight: 500; }
 pre { background: #f3f4f6; border-radius: .5rem; padding: .75rem; overflow-x: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; } summary { cursor: pointer; }

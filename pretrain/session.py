@@ -1,5 +1,6 @@
 """What a pretraining run holds, built from its config or resumed from its last checkpoint."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from model import build
 from model.config import ModelConfig
 from model.flops import mfu, parameters
 from model.heads import Model
-from model.hf import read_config
 from model.init import parameter_groups
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
@@ -20,17 +20,16 @@ from pretrain.export import ModelExport
 from pretrain.objectives import make_objective
 from pretrain.objectives.draws import VALIDATION_SEED
 from pretrain.objectives.objective import Objective
+from pretrain.resume import check_architecture, restore
 from pretrain.verify import verify_data
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
-from runtime.checkpoint.reader import TrainingState
 from runtime.checkpoint.saver import Saver
-from runtime.config import flat
 from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
-from runtime.engine import Engine, partitioned_construction
-from runtime.errors import EXIT_BAD_INPUT, UserError
-from runtime.metrics import MetricsLog, Progress, device_name
+from runtime.engine import Engine, StepResult, partitioned_construction
+from runtime.health import Health, Verdict
+from runtime.metrics import MetricsLog, Progress, device_name, record_event
 from runtime.optim import build_optimizer
 from runtime.run_directory import newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
@@ -51,10 +50,11 @@ class Session:
     progress: Progress
     saver: Saver
     export: ModelExport
+    health: Health
     step: int = 0
+    data_step: int = 0  # of the batch in work; ahead of `step` where data was left out
     tokens_seen: int = 0
     saved_step: int | None = None
-    skipped_in_a_row: int = 0
     attention_length: int = 0  # tokens that one attends to, for the count of FLOPs
 
     def save(self) -> None:
@@ -65,6 +65,8 @@ class Session:
             "step": self.step,
             "tokens_seen": self.tokens_seen,
             "loader": self.loader.state_dict(),
+            "health": self.health.state_dict(),
+            "loss_scale": self.engine.loss_scale_state(),
             "config": self.config.model_dump(mode="json"),
             "versions": provenance.versions(),
             "world_size": self.ranks.world_size,
@@ -76,6 +78,29 @@ class Session:
         """Write a metrics record of this step (main rank)."""
         if self.log is not None:
             self.log.record(self.step, tokens_seen=self.tokens_seen, **values)
+
+    def note(self, kind: str, message: str, **values: Any) -> None:
+        """Say what befell the run, and write it to events.jsonl (main rank)."""
+        if self.ranks.is_main:
+            self.progress.say(f"step {self.step}: {message}")
+            record_event(self.config.run_dir, self.step, kind, message=message, **values)
+
+    def judge(self, result: StepResult) -> Verdict | None:
+        """What follows from a step, the same on all ranks; None where nothing was wrong."""
+        ratio = result.update_ratio
+        return self.health.judge(
+            self.data_step,
+            applied=result.applied,
+            is_finite=ratio is None or math.isfinite(ratio),
+            at_lowest_scale=self.engine.is_at_lowest_scale,
+        )
+
+    def close(self) -> None:
+        """Wait for the last save, and end what runs beside the loop. Collective."""
+        self.saver.wait()
+        self.loader.close()
+        if self.log is not None:
+            self.log.close()
 
     def mfu(self, tokens_per_second: float, predicted_fraction: float) -> dict[str, float | None]:
         """Model-FLOPs utilisation in both attention conventions; None on an unknown device."""
@@ -114,7 +139,7 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     )
     checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     if checkpoint is not None:
-        _check_architecture(model_config, checkpoint)
+        check_architecture(model_config, checkpoint)
     iter(loader)  # workers start while the engine is built
     engine = _build_engine(config, model_config, objective.head, ranks)
     progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
@@ -136,10 +161,11 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
             beat=beat,
         ),
         export=_export(engine, objective, train[0], ranks),
+        health=Health(config.health),
         attention_length=_attention_length(loader),
     )
     if checkpoint is not None:
-        _restore(session, checkpoint)
+        restore(session, checkpoint)
     if ranks.is_main:
         session.log = MetricsLog(
             config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard
@@ -183,21 +209,6 @@ def _devnull() -> Any:
     return Path(os.devnull).open("w")  # open as long as the run lives
 
 
-def _check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
-    stored = read_config(checkpoint.path).model_dump()
-    # What a checkpoint does not say, or what may change from one stretch of a run to the next.
-    free = {"dropout", "init_std", "mup_base_width", "num_labels", "id2label", "pad_token_id"}
-    free.add("vocab_multiple")  # compared with the run's own config, once that is read
-    different = [k for k, v in wanted.model_dump().items() if k not in free and stored[k] != v]
-    if different:
-        listed = ", ".join(f"model.{k}: {stored[k]} → {getattr(wanted, k)}" for k in different)
-        raise UserError(
-            f"{checkpoint.path} is of another architecture ({listed}); "
-            "restore the config, or choose another run.dir",
-            status=EXIT_BAD_INPUT,
-        )
-
-
 def _build_engine(
     config: PretrainConfig, model_config: ModelConfig, head: str, ranks: Ranks
 ) -> Engine:
@@ -225,36 +236,6 @@ def _build_engine(
     groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
     optimizer = build_optimizer(groups, config.optim)
     return Engine(net, optimizer, settings, ranks)
-
-
-def _restore(session: Session, checkpoint: CheckpointInfo) -> None:
-    """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
-    session.saver.trust(checkpoint)
-    state = TrainingState(checkpoint.path)
-    session.loader.load_state_dict(state.values["loader"])
-    _check_vocab_multiple(session.model_config, state.values["config"])
-    _tell_changes(session, state.values["config"])
-    session.engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
-    session.step = session.saved_step = state.values["step"]
-    session.tokens_seen = state.values["tokens_seen"]
-
-
-def _check_vocab_multiple(wanted: ModelConfig, stored: dict[str, Any]) -> None:
-    multiple = stored["model"].get("vocab_multiple") or 1
-    if multiple != wanted.vocab_multiple:
-        raise UserError(
-            f"model.vocab_multiple: got {wanted.vocab_multiple}, expected {multiple}, with which"
-            " the run was started; restore it, or choose another run.dir",
-            status=EXIT_BAD_INPUT,
-        )
-
-
-def _tell_changes(session: Session, stored: dict[str, Any]) -> None:
-    """Say which settings the run goes on with that its first part did not have."""
-    before, now = flat(stored), flat(session.config.model_dump(mode="json"))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            session.progress.say(f"changed: {name} was {before.get(name)}, now {now.get(name)}")
 
 
 def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:

@@ -1,16 +1,17 @@
 """The pretraining loop."""
 
-import math
-
 from pretrain.config import PretrainConfig
 from pretrain.objectives.batch import Counts, count, split, weighted
+from pretrain.recovery import check_replicas, respond
 from pretrain.session import Session, start
 from pretrain.tally import Tally
 from runtime import dist
 from runtime.dist import Ranks
 from runtime.engine import StepResult
-from runtime.errors import EXIT_OK, EXIT_PREEMPTED, UserError
+from runtime.errors import EXIT_OK, EXIT_PREEMPTED
+from runtime.health import Slow
 from runtime.metrics import Rate, memory_bytes
+from runtime.pace import Pace
 from runtime.schedule import lr_ratio
 from runtime.seed import seed_step
 from runtime.signals import StopRequest
@@ -28,47 +29,65 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         return EXIT_OK
     batches = iter(session.loader)
     rate, tally = Rate(), Tally(has_pairs=session.objective.head == "pretraining")
+    pace = Pace(config.health, ranks)
     stopping = False
     while session.step < total and not stopping:
         watchdog.beat("data", session.step)
-        batch = next(batches)
+        if _is_due(session.step, config.health.checksum_every_steps) and check_replicas(session):
+            batches = iter(session.loader)
+        session.data_step = session.loader.step
+        with pace.own_work:
+            batch = next(batches)
         watchdog.beat("agree")
-        # One agreement a step: what all ranks hold, whether one was told to stop or failed to save.
+        # One agreement a step: what all ranks hold, how long each worked, whether one was told to
+        # stop, or failed to save.
         *sums, stops, failed = dist.sum_over_ranks(
-            [*count(batch), stop.check(), session.saver.failed()]
+            [*pace.take(), *count(batch), stop.check(), session.saver.failed()]
         )
-        held, stopping = Counts(*sums), stops > 0
+        held, stopping = Counts(*sums[ranks.world_size :]), stops > 0
         if failed:
             session.saver.wait()  # raises
+        _tell_slow_rank(session, pace.compare(sums[: ranks.world_size]))
         watchdog.beat("step")
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
+        lr *= session.health.lr_factor
         is_last = session.step + 1 == total or stopping
         saves = is_last or _is_due(session.step + 1, config.checkpoint.every_steps)
         logs = saves or _is_due(session.step + 1, config.log.every_steps)
         result = session.engine.train_step(
-            split(batch, micro_batch_size, ranks.device), weighted(held), lr, measure_update=logs
+            split(batch, micro_batch_size, ranks.device),
+            weighted(held),
+            lr,
+            accept=session.health.accept,
+            measure_update=logs,
         )
         session.step += 1
         session.tokens_seen += int(held.tokens)
         rate.add(int(held.tokens))
         tally.add(held, config.tokens_per_step)
-        _count_skipped(session, result)
+        pace.add(result.own_s)
         if logs:
             _log_step(session, result, lr, rate, tally)
+        verdict = session.judge(result)
+        if verdict is not None and respond(session, verdict, result):
+            batches = iter(session.loader)
+            rate.pause_until_now()
+            tally.read()
+            continue
         watchdog.beat("evaluate", session.step)
         if _is_due(session.step, config.evaluate.every_steps, at_end=session.step == total):
             _evaluate(session)
             rate.pause_until_now()
         watchdog.beat("save")
-        if saves:
+        if saves and (session.step == total or not session.health.is_in_doubt):
+            if config.health.checksum_every_steps and check_replicas(session):
+                batches = iter(session.loader)
+                continue  # what differs must not be saved
             session.save()
             rate.pause_until_now()
     watchdog.beat("save")
-    session.saver.wait()
-    session.loader.close()
-    if session.log is not None:
-        session.log.close()
+    session.close()
     if session.step < total:
         session.progress.say(
             f"stopped after step {session.step} ({stop.reason or 'another rank was told to'}); "
@@ -82,14 +101,13 @@ def _is_due(step: int, every_steps: int, *, at_end: bool = False) -> bool:
     return every_steps > 0 and (step % every_steps == 0 or at_end)
 
 
-def _count_skipped(session: Session, result: StepResult) -> None:
-    """Give up on a run whose gradients overflow step after step: it would train nothing."""
-    session.skipped_in_a_row = 0 if result.applied else session.skipped_in_a_row + 1
-    limit = session.config.health.max_skipped_steps
-    if session.skipped_in_a_row >= limit:
-        raise UserError(
-            f"step {session.step}: the gradients of {limit} steps in a row were not finite "
-            "(health.max_skipped_steps); lower optim.lr, or use precision: bf16 or fp32"
+def _tell_slow_rank(session: Session, slow: Slow | None) -> None:
+    if slow is not None:
+        session.note(
+            "slow_rank",
+            f"rank {slow.rank} is slow: its own work takes {slow.own_s:.3g} s a step, "
+            f"{slow.others_s:.3g} s on the others, which wait for it",
+            **slow._asdict(),
         )
 
 
@@ -106,17 +124,9 @@ def _evaluate(session: Session) -> None:
 
 
 def _log_step(session: Session, result: StepResult, lr: float, rate: Rate, tally: Tally) -> None:
-    """Record what the last step measured. Collective: the loss is summed over the ranks."""
-    (loss,) = dist.sum_over_ranks([float(result.loss)])
-    grad_norm = float(result.grad_norm)
+    """Record what the last step measured."""
+    loss, grad_norm = result.loss, float(result.grad_norm)
     tokens_per_second = rate.read()  # after the losses: until then a GPU may still be at work
-    if not math.isfinite(loss) or (result.applied and not math.isfinite(grad_norm)):
-        # Before a checkpoint holds such weights, and the good one is pruned.
-        raise UserError(
-            f"step {session.step}: loss {loss}, gradient norm {grad_norm}: training diverged; "
-            "lower optim.lr or add schedule.warmup_steps, and run again: it goes on from the last "
-            "checkpoint"
-        )
     mfu = session.mfu(tokens_per_second, tally.predicted_fraction)
     session.record(
         loss=loss,

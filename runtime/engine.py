@@ -11,18 +11,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from runtime import dist, zero_layout
+from runtime import dist, replicas, zero_layout
 from runtime.dist import Ranks
+from runtime.stopwatch import Stopwatch
 
+_SCALER_STATE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepResult(NamedTuple):
     """What one optimizer step measured."""
 
-    loss: torch.Tensor  # this rank's share of the step's mean loss; the shares add up to it
-    grad_norm: torch.Tensor  # global, before clipping; a scalar, NaN where it was not computed
-    applied: bool  # False where the gradients overflowed and the step was skipped
+    loss: float  # of the global batch: the sum of what all ranks and micro-batches gave
+    grad_norm: torch.Tensor  # global, before clipping; a scalar, inf or NaN where it is not finite
+    applied: bool  # False where the step was skipped: weights and moments are bit for bit as before
+    own_s: float  # seconds that this rank's forward passes took, which wait for nobody up to ZeRO-2
     update_ratio: float | None = None  # ‖Δw‖ ÷ ‖w‖ over all master weights; None: not asked for
 
 
@@ -46,6 +49,11 @@ class Engine:
         self._engine = _initialize(module, optimizer, config, ranks)
         zero_layout.attach(self._engine, self._stage, ranks)
         self.module: nn.Module = self._engine.module
+        scaler: Any = getattr(self._engine.optimizer, "loss_scaler", None)
+        self._scaler = scaler if getattr(scaler, "dynamic", False) else None
+        if self._scaler is not None:
+            # The run's own patience decides, and says so in a line.
+            self._scaler.raise_error_at_min_scale = False
 
     def train_step(
         self,
@@ -53,11 +61,14 @@ class Engine:
         loss_of: Callable[[nn.Module, Any], torch.Tensor],
         lr: float,
         *,
+        accept: Callable[[float], bool] = math.isfinite,
         measure_update: bool = False,
     ) -> StepResult:
         """Forward, backward, one optimizer step over exactly `accumulation_steps` micro-batches.
 
         lr: of groups without an `lr_scale`; a group with one takes that multiple of it.
+        accept: asked with the step's loss, the same on all ranks, before anything is updated. Where
+        it says no, or a gradient of any rank is not finite, every rank skips the step.
         measure_update: also compute `update_ratio`, for which all ranks wait for one another.
         """
         for group in self._engine.optimizer.param_groups:
@@ -65,22 +76,43 @@ class Engine:
         # DeepSpeed divides by the accumulation steps and averages over the ranks; we want sums.
         scale = self.accumulation_steps * self.ranks.world_size
         total = torch.zeros((), device=self.ranks.device)
-        grad_norm = torch.tensor(float("nan"))
+        loss, is_accepted, watch = math.nan, False, Stopwatch(self.ranks.device)
+        grad_norm = torch.tensor(math.nan)
         for index, batch in enumerate(micro_batches):
-            loss = loss_of(self._engine, batch)
-            self._engine.backward(loss * scale)
-            total += loss.detach().float()
-            if index == self.accumulation_steps - 1 and self._stage == 0:
-                grad_norm = self._plain_grad_norm()
+            with watch:
+                share = loss_of(self._engine, batch)
+            self._engine.backward(share * scale)
+            total += share.detach().float()
+            if index == self.accumulation_steps - 1:
+                (loss,) = dist.sum_over_ranks([float(total)])
+                is_accepted = accept(loss) and math.isfinite(loss)
+                if self._stage == 0:
+                    grad_norm = self._plain_grad_norm()
+                    is_accepted = is_accepted and bool(grad_norm.isfinite())
+                zero_layout.skip_step(self._engine, not is_accepted)
             self._engine.step()
         if self._stage > 0:
-            # Not read here: a step must not wait for the GPU.
             grad_norm = torch.as_tensor(self._engine.get_global_grad_norm())
-        applied = bool(self._engine.was_step_applied())
+        applied = is_accepted and bool(self._engine.was_step_applied())
         ratio = None
         if measure_update:
             ratio = self._update_ratio() if applied else 0.0
-        return StepResult(total, grad_norm, applied, ratio)
+        return StepResult(loss, grad_norm, applied, watch.seconds(), ratio)
+
+    @property
+    def is_at_lowest_scale(self) -> bool | None:
+        """Whether fp16's loss scale can't be lowered any more; None without fp16."""
+        return None if self._scaler is None else self._scaler.cur_scale <= self._scaler.min_scale
+
+    def loss_scale_state(self) -> dict[str, float]:
+        """What fp16's scaler goes on from; empty without fp16."""
+        return {} if self._scaler is None else {n: getattr(self._scaler, n) for n in _SCALER_STATE}
+
+    def load_loss_scale_state(self, state: dict[str, float]) -> None:
+        """Go on where a run's scaler was."""
+        if self._scaler is not None:
+            for name in _SCALER_STATE & state.keys():
+                setattr(self._scaler, name, state[name])
 
     def _update_ratio(self) -> float:
         """‖w − w₀‖ ÷ ‖w₀‖ of the last step, w₀ the master weights before it. Collective."""
@@ -91,6 +123,10 @@ class Engine:
     def _plain_grad_norm(self) -> torch.Tensor:
         grads = [p.grad for p in self.module.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(grads)
+
+    def compare_replicas(self) -> list[replicas.Drift]:
+        """Ranks whose memory is not what it should be, by bits; see `replicas`. Collective."""
+        return replicas.compare(self._engine, self._stage, self.ranks)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

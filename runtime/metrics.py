@@ -1,5 +1,6 @@
 """Numbers of a run: metrics.jsonl always, TensorBoard on request, a progress line for people."""
 
+import contextlib
 import math
 import sys
 import time
@@ -22,17 +23,28 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: Path, *, resume_step: int, tensorboard: bool) -> None:
+        self._run_dir = run_dir
         self._path = run_dir / "metrics.jsonl"
+        self._tensorboard = tensorboard
+        self._open(resume_step)
+
+    def _open(self, resume_step: int) -> None:
         try:
             keep_until(self._path, resume_step)
             self._file = self._path.open("ab")
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
         self._writer: Any = None
-        if tensorboard:
+        if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+            folder = str(self._run_dir / "tensorboard")
+            self._writer = SummaryWriter(folder, purge_step=resume_step + 1)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after a step, which the run has gone back to."""
+        self.close()
+        self._open(step)
 
     def record(self, step: int, **values: Any) -> None:
         """Write one record. NaN and infinity become null, as JSON has no word for them."""
@@ -51,6 +63,16 @@ class MetricsLog:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def record_event(run_dir: Path, step: int, kind: str, **values: Any) -> None:
+    """Append to events.jsonl what befell a run; unlike metrics, nothing of it is ever dropped.
+
+    Where it cannot be written (a full disk), the run goes on: it was said on the way as well.
+    """
+    event = {"step": step, "time": time.time(), "kind": kind, **_finite(values)}
+    with contextlib.suppress(OSError), (run_dir / "events.jsonl").open("ab") as file:
+        file.write(orjson.dumps(event) + b"\n")
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

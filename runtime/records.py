@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per record. Torch-free, for reports."""
+"""metrics.jsonl and events.jsonl: one JSON object per record. Torch-free, for reports."""
 
 from pathlib import Path
 from typing import Any

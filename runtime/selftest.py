@@ -240,7 +240,7 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
             _OPTIM.lr,
             measure_update=True,
         )
-        losses += dist.sum_over_ranks([float(result.loss)])
+        losses.append(result.loss)
         norms.append(float(result.grad_norm))
         ratios.append(result.update_ratio or 0.0)
     want = _reference(case)

@@ -163,6 +163,15 @@ def slices(engine: Any, stage: int, ranks: Ranks) -> Iterator[Slice]:
             yield Slice(part.parameter, key, part.start, tensor)
 
 
+def skip_step(engine: Any, is_skipped: bool) -> None:
+    """Let the optimizer's next step change nothing, or be one as always.
+
+    `found_inf` is the name under which torch's optimizers take this from a gradient scaler.
+    """
+    optimizer: Any = _base_optimizer(engine)
+    optimizer.found_inf = torch.tensor(float(is_skipped))
+
+
 def optimizer_steps(engine: Any) -> int:
     """The optimizer's own step count (0 before the first step)."""
     for state in _base_optimizer(engine).state.values():

@@ -19,6 +19,7 @@ class Runs:
         self.server = server
         self.corpus = corpus
         self.directory = directory
+        self.defaults: dict[str, object] = {}
 
     def config(self, name: str, **changes: object) -> Path:
         """A config of a run NAME, with changed keys: `optim__lr=1` is optim.lr."""
@@ -44,7 +45,7 @@ class Runs:
             "evaluate": {"every_steps": 0},
             "log": {"every_steps": 1, "tensorboard": False},
         }
-        for dotted, value in changes.items():
+        for dotted, value in {**self.defaults, **changes}.items():
             at = settings
             *parents, last = dotted.split("__")
             for parent in parents:

@@ -108,3 +108,18 @@ def test_check_and_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert main(["schema", stage]) == 0
         schema = orjson.loads(capsys.readouterr().out)
         assert schema["additionalProperties"] is False
+
+
+def test_events_are_told_and_escaped(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "eventful")
+    assert main(["report", str(run)]) == 0
+    assert "Events" not in (run / "report.html").read_text()
+    events = [
+        {"step": s, "kind": "slow_rank", "message": f"rank <{s}> is slow"} for s in range(150)
+    ]
+    (run / "events.jsonl").write_bytes(b"".join(orjson.dumps(e) + b"\n" for e in events))
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Events, the last 100 of 150" in page
+    assert "rank &lt;149&gt; is slow" in page
+    assert "rank &lt;49&gt; is slow" not in page

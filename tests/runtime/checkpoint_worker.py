@@ -67,7 +67,7 @@ def main() -> None:
     for step in range(first, last):
         mine = torch.split(_batch(step)[ranks.rank * local :][:local], local // 2)
         result = engine.train_step(mine, lambda m, ids: _loss(m, ids) * weight, 1e-2)
-        losses += dist.sum_over_ranks([float(result.loss)])
+        losses.append(result.loss)
     settings = sections.Checkpoint(background=stage != 2)
     saver = Saver(root, ranks, settings, say=print, beat=lambda: None)
     saver.save(last, engine, Weights(net, ranks), {"step": last})

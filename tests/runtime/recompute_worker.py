@@ -108,7 +108,7 @@ def differences(
         result = engine.train_step(
             zip(*mine, strict=True), lambda net, pair: loss_of(net, pair) * weight, OPTIM.lr
         )
-        losses += dist.sum_over_ranks([float(result.loss)])
+        losses.append(result.loss)
         if step == 0:
             squares = squared_differences(engine, "exp_avg", want.gradients)
             gradient = max(squares[n] ** 0.5 / float(t.norm()) for n, t in want.gradients.items())
