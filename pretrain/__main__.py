@@ -20,7 +20,8 @@ Pretrain a Transformer. With no config: the built-in demo model on the built-in 
 The same command again resumes an interrupted run. --print-config shows every key and stops;
 --check stops after checking everything that needs no GPU.
 
-`python -m pretrain import-deepspeed --help`: go on from a checkpoint that DeepSpeed wrote."""
+`python -m pretrain import-deepspeed --help`: go on from a checkpoint that DeepSpeed wrote.
+`python -m pretrain export-fp32 --help`: a checkpoint's fp32 weights as a model directory."""
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 FLAGS = ("--print-config", "--check")
@@ -36,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
         from pretrain.deepspeed_import import main as import_deepspeed
 
         return import_deepspeed(arguments[1:])
+    if arguments[:1] == ["export-fp32"]:
+        from pretrain.masters import main as export_fp32
+
+        return export_fp32(arguments[1:])
     if not {"-h", "--help", *FLAGS} & set(arguments):
         StopRequest(raises=True)  # the imports and checks below take a while
         outcome.tell()

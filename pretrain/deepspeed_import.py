@@ -1,5 +1,6 @@
 """`python -m pretrain import-deepspeed`: a run of DeepSpeed goes on as a run of Ingot."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from data_prep.shards import Shards
 from model.config import ModelConfig
 from model.hf.config import CheckpointError
 from model.hf.directory import ModelFiles, stored_names
+from model.hf.shards import Part
 from model.hf.state import Slot, slots
 from pretrain.config import PretrainConfig, check
 from pretrain.objectives import make_objective
@@ -37,6 +39,7 @@ moments, the step. The parameters may have our names or those of transformers' c
 the same config then goes on from there, with the data of that step."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SHARD_BYTES = 2 * 10**9  # of one file of the model; about as much more in fp32 is held in memory
 _FILE_BYTES = 2**30  # of one file of optimizer slices, which is held in memory
 
 # Reads one whole tensor of ours: its name, and master, exp_avg or exp_avg_sq.
@@ -129,10 +132,7 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
     has checkpoints of its own.
     """
     root = config.run_dir / "checkpoints"
-    if list_checkpoints(root):
-        raise UserError(
-            f"{root}: holds checkpoints already; name a new run.dir", status=EXIT_BAD_INPUT
-        )
+    _refuse_other_runs(config, root)
     train = [Shards(entry.path, "train") for entry in config.data.sources]
     model_config = config.model_config_for(train[0])
     objective = make_objective(config, train, config.run.seed)
@@ -162,17 +162,34 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
     prepare_run_directory(config.run_dir, config)
     attempt = Attempt(root, source.step)
     attempt.begin()
-    masters = {slot.ours: read(slot.ours, MASTER) for slot in plan}
-    dtype, tokenizer_dir = _DTYPES[config.precision], train[0].tokenizer_dir
-    files = ModelFiles(model_config, objective.head, dtype, tokenizer_dir=tokenizer_dir)
-    files.write(attempt.directory, masters, attempt.create)
-    if objective.layout.by_document and objective.head == "causal_lm":
-        begin_texts_with(attempt.directory, train[0].eod_id)
-    _write_slices(attempt, plan, read)
-    with attempt.create(attempt.directory / TRAINING / "state.json") as file:
-        file.write(orjson.dumps(state, option=orjson.OPT_INDENT_2))
-    attempt.commit(attempt.entries)
+    try:
+        _write_model(
+            attempt, model_config, objective.head, _DTYPES[config.precision], train[0], read
+        )
+        if objective.layout.by_document and objective.head == "causal_lm":
+            begin_texts_with(attempt.directory, train[0].eod_id)
+        _write_slices(attempt, plan, read)
+        with attempt.create(attempt.directory / TRAINING / "state.json") as file:
+            file.write(orjson.dumps(state, option=orjson.OPT_INDENT_2))
+        attempt.commit(attempt.entries)
+    except OSError as error:
+        raise UserError(f"{root}: not saved: {error}") from error
+    finally:
+        attempt.discard()
     return step_dir(root, source.step)
+
+
+def _refuse_other_runs(config: PretrainConfig, root: Path) -> None:
+    if list_checkpoints(root):
+        raise UserError(
+            f"{root}: holds checkpoints already; name a new run.dir", status=EXIT_BAD_INPUT
+        )
+    if config.optim.name != "adamw":
+        raise UserError(
+            f"optim.name: {config.optim.name} keeps other moments than AdamW's, which are all that "
+            "is read of DeepSpeed; write adamw",
+            status=EXIT_BAD_INPUT,
+        )
 
 
 def _reader(
@@ -192,6 +209,31 @@ def _reader(
         return slot.to_ours([source.read(stored[theirs], key) for theirs in slot.theirs])
 
     return read
+
+
+def _write_model(
+    attempt: Attempt,
+    model_config: ModelConfig,
+    head: str,
+    dtype: torch.dtype,
+    data: Shards,
+    read: Read,
+) -> None:
+    """Write the model's files as several writers would, one after the other, to bound memory."""
+    plan = slots(model_config, head)
+    size = sum(math.prod(slot.shape) for slot in plan) * dtype.itemsize
+    writers = 1 + size // _SHARD_BYTES
+    for writer in range(writers):
+        files = ModelFiles(
+            model_config,
+            head,
+            dtype,
+            tokenizer_dir=data.tokenizer_dir,
+            max_shard_bytes=_SHARD_BYTES,
+            part=Part(writer, writers),
+        )
+        masters = {name: read(name, MASTER) for name in files.wanted()}
+        files.write(attempt.directory, masters, attempt.create)
 
 
 def _write_slices(attempt: Attempt, plan: list[Slot], read: Read) -> None:

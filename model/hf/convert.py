@@ -5,6 +5,7 @@ converted, so a model of any size takes little memory.
 """
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,11 +48,13 @@ def import_model(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     from_pickle: bool = False,
+    files: Tensors | None = None,
 ) -> Conversion:
     """Write the model of any supported directory as `save_pretrained` would write it.
 
     head: default the one that config.json names. dtype: None keeps the tensors'. from_pickle: read
-    pytorch_model.bin; see `model.hf.pickled`. The destination appears whole or not at all. Raises
+    pytorch_model.bin; see `model.hf.pickled`. files: where tensors are read from, each when it is
+    written, instead of the directory. The destination appears whole or not at all. Raises
     `CheckpointError` for a source that does not fit and for a destination that exists.
     """
     source, destination = Path(source), Path(destination)
@@ -66,12 +69,12 @@ def import_model(
             f"={config.family!r} has"
         )
     head = head or stored_head(source, config)
-    files = _open(source, from_pickle=from_pickle)
+    files = files or _open(source, from_pickle=from_pickle)
     try:
         names = stored_names(files, config, head)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    tensors = {name: files[stored] for name, stored in names.items()}
+    tensors = _Renamed(files, names)
     size = sum(t.numel() * (dtype or t.dtype).itemsize for t in tensors.values())
     _refuse_a_full_disk(destination, size)
     has_tokenizer = (source / TOKENIZER_FILES[0]).is_file()
@@ -84,6 +87,22 @@ def import_model(
     used = set(names.values())
     left_out = tuple(name for name in files if name not in used)
     return Conversion(config, head, len(tensors), size, left_out, has_tokenizer)
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """Tensors under other names, each read whenever it is asked for."""
+
+    def __init__(self, files: Tensors, names: dict[str, str]) -> None:
+        self._files, self._names = files, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def export_step(
@@ -125,7 +144,7 @@ def _refuse_a_full_disk(destination: Path, size: int) -> None:
         )
 
 
-def _dtype_name(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> str:
+def _dtype_name(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
     """The dtype that config.json names: of most numbers, where the tensors differ."""
     counts: dict[torch.dtype, int] = {}
     for tensor in tensors.values():

@@ -12,7 +12,11 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from pretrain import deepspeed_import
+from pretrain.__main__ import main
+from pretrain.masters import export_fp32
 from runtime.checkpoint import newest_verified, verify
 from runtime.checkpoint.export import export
 from runtime.deepspeed_checkpoint import open_checkpoint
@@ -181,6 +185,25 @@ def test_an_export_is_what_zero_to_fp32_gives(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2-3", "llama-2"])
+def test_an_export_in_fp32_opens_with_transformers(
+    trained: Trained, went_on: Path, tmp_path: Path, name: str
+) -> None:
+    checkpoint = went_on / name / "checkpoints" / f"step_{SAVE_AT:08d}"
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(trained.root / name))
+    for out, size in ((tmp_path / "one", 10**9), (tmp_path / "many", 5000)):
+        export_fp32(checkpoint, out, size)
+        net = AutoModelForCausalLM.from_pretrained(out)
+        assert net.dtype == torch.float32
+        for parameter, tensor in net.state_dict().items():
+            assert torch.equal(tensor, theirs[parameter]), parameter
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    assert export_fp32(went_on / name, tmp_path / "newest").tensors > 0
+    with pytest.raises(UserError, match="exists already"):
+        export_fp32(checkpoint, tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_moments_are_the_same_in_every_layout(trained: Trained) -> None:
     """Stage 0 keeps them as torch does; the others cut, pad and join them."""
     plain = open_checkpoint(trained.root / "gpt2-0")
@@ -197,9 +220,9 @@ def test_moments_are_the_same_in_every_layout(trained: Trained) -> None:
 
 
 @pytest.mark.slow
-def test_an_import_is_a_whole_checkpoint(trained: Trained, tmp_path: Path) -> None:
-    from pretrain.__main__ import main
-
+def test_an_import_is_a_whole_checkpoint(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["import-deepspeed", str(trained.config), str(trained.root / "llama-3")]
     arguments += ["--tag", f"global_step{SAVE_AT}", *overrides("llama-3", tmp_path)]
     mask = os.umask(0o022)
@@ -209,10 +232,28 @@ def test_an_import_is_a_whole_checkpoint(trained: Trained, tmp_path: Path) -> No
         assert found is not None
         assert found.step == SAVE_AT
         assert verify(found.path) == []
+        bf16 = tmp_path / "bf16"
+        monkeypatch.setattr(deepspeed_import, "_SHARD_BYTES", 3000)
+        monkeypatch.setattr(deepspeed_import, "_FILE_BYTES", 5000)
+        assert main([*arguments, f"run.dir={bf16}", "precision=bf16"]) == 0
+        step = bf16 / "checkpoints" / found.path.name
+        assert verify(step) == []
+        assert [p.name for p in step.parent.iterdir() if p.name.startswith(".")] == []
+        assert len(list((step / "training").glob("*.safetensors"))) > 3
+        shards = sorted(step.glob("model-*.safetensors"))
+        assert len(shards) > 3
+        rounded = {k: v for shard in shards for k, v in load_file(shard).items()}
+        assert {t.dtype for t in rounded.values()} == {torch.bfloat16}
+        assert main(["export-fp32", str(bf16), str(tmp_path / "fp32")]) == 0
+        theirs = get_fp32_state_dict_from_zero_checkpoint(str(trained.root / "llama-3"))
+        for name, tensor in load_file(tmp_path / "fp32" / "model.safetensors").items():
+            assert torch.equal(tensor, theirs[name])
+            assert torch.equal(tensor.bfloat16(), rounded[name])
         assert main(arguments) == 2  # it would stand beside another run's
         assert main([*arguments, f"run.dir={tmp_path / 'x'}", "model.d_ff=44"]) == 2
         assert main([*arguments, f"run.dir={tmp_path / 'x'}", "--tag=../llama-3"]) == 2
         assert main([*arguments, f"run.dir={tmp_path / 'x'}", "--tag=none"]) == 2
+        assert main([*arguments, f"run.dir={tmp_path / 'x'}", "optim.name=muon"]) == 2
         assert not (tmp_path / "x").exists()
     finally:
         os.umask(mask)
