@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from model.config import ModelConfig
-from model.hf import read_config
+from model.hf import CheckpointError, read_config
 from runtime.checkpoint import CheckpointInfo
-from runtime.checkpoint.reader import TrainingState
+from runtime.checkpoint.reader import TrainingState, understood
 from runtime.config import flat
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 def check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
     """Raise UserError, with the differences, for a checkpoint of another model."""
-    stored = read_config(checkpoint.path).model_dump()
+    try:
+        stored = read_config(checkpoint.path).model_dump()
+    except CheckpointError as error:
+        raise UserError(
+            f"{error}; restore the file, or choose another run.dir", status=EXIT_BAD_INPUT
+        ) from None
     # What a checkpoint does not say, or what may change from one stretch of a run to the next.
     free = {"dropout", "init_std", "mup_base_width", "num_labels", "id2label", "pad_token_id"}
     free.add("vocab_multiple")  # compared with the run's own config, once that is read
@@ -33,14 +38,15 @@ def restore(session: "Session", checkpoint: CheckpointInfo) -> None:
     """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
     session.saver.trust(checkpoint)
     state = TrainingState(checkpoint.path)
-    session.loader.load_state_dict(state.values["loader"])
-    _check_vocab_multiple(session.model_config, state.values["config"])
-    _tell_changes(session, state.values["config"])
+    with understood(checkpoint.path):
+        session.loader.load_state_dict(state.values["loader"])
+        session.health.load_state_dict(state.values.get("health", {}))
+        session.tokens_seen = state.values["tokens_seen"]
+        session.step = session.saved_step = state.values["step"]
+        _check_vocab_multiple(session.model_config, state.values["config"])
+        _tell_changes(session, state.values["config"])
+        session.engine.load_loss_scale_state(state.values.get("loss_scale", {}))
     session.engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
-    session.engine.load_loss_scale_state(state.values.get("loss_scale", {}))
-    session.health.load_state_dict(state.values.get("health", {}))
-    session.step = session.saved_step = state.values["step"]
-    session.tokens_seen = state.values["tokens_seen"]
 
 
 def _check_vocab_multiple(wanted: ModelConfig, stored: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ import yaml
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_DEPTH = 32  # of sections in sections; reading takes time quadratic in it
+MAX_TOLD = 50  # mistakes that are told one by one
 
 
 class Config(pydantic.BaseModel):
@@ -56,8 +58,10 @@ class ConfigError(UserError):
     """Every mistake of one config, a line each."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n       ".join(lines), status=EXIT_BAD_INPUT)
-        self.lines = list(lines)
+        self.lines = list(lines[:MAX_TOLD])
+        if len(lines) > MAX_TOLD:
+            self.lines.append(f"… and {len(lines) - MAX_TOLD} more mistakes")
+        super().__init__("\n       ".join(self.lines), status=EXIT_BAD_INPUT)
 
 
 # --- YAML ------------------------------------------------------------------------------------
@@ -115,10 +119,7 @@ def _parse_yaml(text: str, name: str) -> _Source:
     loader = None
     try:
         loader = _Loader(text)
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.events.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 0
-                raise ConfigError([f"{name}:{line}: aliases (*name) are not read; repeat it"])
+        _refuse_bombs(text, name)
         root = loader.get_single_node()
         if root is None:
             return source
@@ -139,6 +140,19 @@ def _parse_yaml(text: str, name: str) -> _Source:
         if loader is not None:
             loader.dispose()
     return source
+
+
+def _refuse_bombs(text: str, name: str) -> None:
+    """Stop at what would grow or take long, before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.events.CollectionStartEvent)
+        depth -= isinstance(event, yaml.events.CollectionEndEvent)
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.events.AliasEvent):
+            raise ConfigError([f"{name}:{line}: aliases (*name) are not read; repeat it"])
+        if depth > MAX_DEPTH:
+            raise ConfigError([f"{name}:{line}: more than {MAX_DEPTH} levels; is it a config?"])
 
 
 def _walk(node: yaml.MappingNode, prefix: str, name: str, where: dict[str, str]) -> Iterator[str]:
@@ -224,7 +238,9 @@ def _validate(schema: type[ConfigT], data: dict[str, Any], out: list[Problem]) -
         dropped = 0
         for item in found:
             location = _plain_location(item["loc"], data)
-            out.append(Problem(".".join(map(str, location)), _explain(schema, location, item)))
+            # Looking for what was meant takes a millisecond each.
+            told = _explain(schema, location, item) if len(out) < MAX_TOLD else item["msg"]
+            out.append(Problem(".".join(map(str, location)), told))
             dropped += _drop(data, location)
         if not dropped:  # a required key is missing: no lenient config can be built
             return None

@@ -20,7 +20,7 @@ from runtime.deepspeed_pickles import Node, read, read_dict, refusal
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
-_PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+_PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}$")
 _OPTIM = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt$")
 _MODEL = re.compile(r"^(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt$")
 
@@ -85,7 +85,7 @@ def _directory(root: Path, tag: str | None) -> Path:
             raise refusal(root, "has no file `latest`; name the checkpoint with --tag")
         with hint.open("rb") as file:
             tag = file.read(256).decode("utf-8", "replace").strip()
-    if not _PLAIN_NAME.match(tag) or not (root / tag).is_dir():
+    if not _PLAIN_NAME.fullmatch(tag) or not (root / tag).is_dir():
         raise refusal(root, f"tag {tag!r}: expected the name of a directory in it")
     return root / tag
 
@@ -275,7 +275,7 @@ def _universal(directory: Path, model: Node) -> DeepSpeedCheckpoint:
     pieces: dict[str, Pieces] = {}
     for name in (*shapes, *frozen):
         # Names with a path in them could point outside the directory.
-        if not _PLAIN_NAME.match(name):
+        if not _PLAIN_NAME.fullmatch(name):
             raise refusal(directory, f"names a parameter {name!r}")
         files = {MASTER: directory / "zero" / name / "fp32.pt"}
         files |= {key: directory / "zero" / name / f"{key}.pt" for key in MOMENTS}

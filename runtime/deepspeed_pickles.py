@@ -88,6 +88,8 @@ def _refuse_odd_archives(path: Path) -> None:
         raise _refused(path, "compressed, which torch.save never does")
     if sum(entry.file_size for entry in entries) > size:
         raise _refused(path, "its entries hold more than the file has bytes")
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise _refused(path, "an archive of TorchScript, which is code")
     pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
     if sum(entry.file_size for entry in pickles) > MAX_STRUCTURE_BYTES:
         raise _refused(path, f"more than {MAX_STRUCTURE_BYTES} bytes beside its tensors")
@@ -179,8 +181,10 @@ class Node:
 
     def items(self) -> Iterator[tuple[Any, "Node"]]:
         """Each key or position with its part."""
-        pairs = self.value.items() if isinstance(self.value, dict) else enumerate(self.value or ())
-        for key, value in pairs:
+        held = {} if self.value is None else self.value
+        if not isinstance(held, dict | list | tuple):
+            raise refusal(self.where, f"is a {type(held).__name__}, expected several parts")
+        for key, value in held.items() if isinstance(held, dict) else enumerate(held):
             yield key, Node(value, f"{self.where}: {key}")
 
     def list(self) -> list["Node"]:

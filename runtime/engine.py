@@ -109,10 +109,11 @@ class Engine:
         return {} if self._scaler is None else {n: getattr(self._scaler, n) for n in _SCALER_STATE}
 
     def load_loss_scale_state(self, state: dict[str, float]) -> None:
-        """Go on where a run's scaler was."""
+        """Go on where a run's scaler was. Raises TypeError or ValueError for other values."""
         if self._scaler is not None:
             for name in _SCALER_STATE & state.keys():
-                setattr(self._scaler, name, state[name])
+                kind = type(getattr(self._scaler, name))
+                setattr(self._scaler, name, kind(state[name]))
 
     def _update_ratio(self) -> float:
         """‖w − w₀‖ ÷ ‖w₀‖ of the last step, w₀ the master weights before it. Collective."""

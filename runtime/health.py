@@ -6,6 +6,7 @@ arXiv 2204.02311, section 5.1); the measure of a spike is OLMo's (arXiv 2501.006
 """
 
 import math
+import operator
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -110,12 +111,15 @@ class Health:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a state was taken; what it does not say stays as it is."""
+        """Go on where a state was taken; what it does not say stays as it is.
+
+        Raises TypeError or ValueError for what is no such state.
+        """
         self._losses.clear()
-        self._losses.extend(state.get("losses", ()))
-        self._skipped = list(state.get("skipped", ()))
-        self.lr_factor = state.get("lr_factor", self.lr_factor)
-        self.rollbacks = state.get("rollbacks", self.rollbacks)
+        self._losses.extend(float(loss) for loss in state.get("losses", ()))
+        self._skipped = [operator.index(step) for step in state.get("skipped", ())]
+        self.lr_factor = float(state.get("lr_factor", self.lr_factor))
+        self.rollbacks = operator.index(state.get("rollbacks", self.rollbacks))
 
 
 class Slow(NamedTuple):

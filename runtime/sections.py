@@ -15,7 +15,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class Run(Config):
     """Where a run lives and what makes it reproducible."""
 
-    name: str = key("run", "Name shown in logs and reports", pattern=r"^[\w.-]+$")
+    name: str = key("run", "Name shown in logs and reports", pattern=r"^\w[\w.-]*$", max_length=100)
     dir: str = key("runs/{name}", "Run directory; {name} is replaced by run.name")
     seed: int = key(0, "Seed of initialisation, data order and dropout", ge=0, lt=2**31)
     device: Device = key("auto", "Where to train; auto takes CUDA where it is present")

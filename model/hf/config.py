@@ -51,6 +51,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_plain_name(name: str, suffix: str) -> bool:
+    """Whether a file name that a file mentions is one: a path in it could point elsewhere."""
+    is_short = len(name.encode("utf-8", "replace")) <= 255
+    return is_short and name.isprintable() and Path(name).name == name and name.endswith(suffix)
+
+
 def read_config(directory: str | Path, **overrides: Any) -> ModelConfig:
     """Read the shape of the model in a directory. Raises `CheckpointError`."""
     path = Path(directory) / "config.json"
@@ -222,4 +228,5 @@ def _mention_unknown_keys(family: str, raw: Mapping[str, Any]) -> None:
     unknown = [key for key in raw if key not in known and not key.startswith(("_", "summary_"))]
     if unknown:
         # Their class ignores them too, so the logits still agree.
-        log.warning("config.json: ignored keys unknown to %s: %s", family, ", ".join(unknown))
+        told = (key if key.isidentifier() and len(key) < 80 else repr(key[:80]) for key in unknown)
+        log.warning("config.json: ignored keys unknown to %s: %s", family, ", ".join(told))

@@ -15,6 +15,7 @@ from model.heads import Model, build
 from model.hf.architecture import TRUNK
 from model.hf.config import (
     CheckpointError,
+    is_plain_name,
     read_config,
     read_ends,
     read_json,
@@ -103,10 +104,10 @@ def weight_files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{directory / INDEX}: expected a weight_map of tensors to files")
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
-            # A name with a path in it could point outside the directory.
-            if Path(name).name != name or not name.endswith(".safetensors"):
+            if not is_plain_name(name, ".safetensors"):
                 raise CheckpointError(
-                    f"{directory / INDEX}: got file name {name!r}, expected model-….safetensors"
+                    f"{directory / INDEX}: got file name {name[:80]!r},"
+                    " expected model-….safetensors"
                 )
             if not (directory / name).is_file():
                 raise CheckpointError(f"{directory / name}: no such file, but {INDEX} lists it")

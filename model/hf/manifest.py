@@ -4,6 +4,7 @@ The format is described in docs/formats.md: {"schema", "step", "files": {name: {
 """
 
 import hashlib
+import operator
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -50,7 +51,9 @@ def damages(directory: Path, wanted: Callable[[str], bool] = lambda name: True) 
         raw = read_json(directory / MANIFEST)
         if raw.get("schema") != _SCHEMA:
             return [f"{MANIFEST} has schema {raw.get('schema')!r}, this version reads {_SCHEMA}"]
-        entries = {str(name): (int(e["size"]), str(e["sha256"])) for name, e in _files(raw)}
+        entries = {
+            str(name): (operator.index(e["size"]), str(e["sha256"])) for name, e in _files(raw)
+        }
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} is damaged ({type(error).__name__})"]
     named = {name: entry for name, entry in entries.items() if wanted(name)}
@@ -69,13 +72,16 @@ def _files(raw: dict[str, Any]) -> Any:
 
 def _damage(directory: Path, name: str, entry: tuple[int, str]) -> str | None:
     relative, (size, sha256) = PurePosixPath(name), entry
-    if relative.is_absolute() or ".." in relative.parts:
-        return f"{MANIFEST} names {name!r}, outside the directory"
+    if relative.is_absolute() or ".." in relative.parts or not name.isprintable():
+        return f"{MANIFEST} names {name[:80]!r}, outside the directory"
     path = directory / relative
-    if path.is_symlink() or not path.is_file():
-        return f"{name} is missing"
-    if path.stat().st_size != size:
-        return f"{name} has {path.stat().st_size} bytes, {MANIFEST} says {size}"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        if path.is_symlink() or not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {MANIFEST} says {size}"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{name[:80]} cannot be read: {error.strerror}"
     return None if digest == sha256 else f"{name} is damaged: its sha256 differs from {MANIFEST}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.hf.config import read_json
+from model.hf.config import is_plain_name, read_json
 from model.hf.errors import CheckpointError
 from model.hf.names import is_constant
 
@@ -62,10 +62,10 @@ def pickled_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{directory / BIN_INDEX}: expected a weight_map of tensors to files")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        # A name with a path in it could point outside the directory.
-        if Path(name).name != name or not name.endswith(".bin"):
+        if not is_plain_name(name, ".bin"):
             raise CheckpointError(
-                f"{directory / BIN_INDEX}: got file name {name!r}, expected pytorch_model-….bin"
+                f"{directory / BIN_INDEX}: got file name {name[:80]!r},"
+                " expected pytorch_model-….bin"
             )
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name}: no such file, but {BIN_INDEX} lists it")

@@ -7,11 +7,12 @@ checkpoints/latest           a hint for people; the truth is the newest that ver
 """
 
 import hashlib
+import operator
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,6 +22,7 @@ SCHEMA = 1
 MANIFEST = "MANIFEST.json"
 TRAINING = "training"
 LATEST = "latest"
+MAX_JSON_BYTES = 16 * 2**20  # a manifest of 100,000 files
 _STEP_DIR = re.compile(r"^step_(\d{8,})$")
 
 
@@ -45,15 +47,33 @@ def temporary_dir(root: Path, step: int) -> Path:
     return root / f".tmp_step_{step:08d}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step that a directory's name says; None for a name that says none."""
+    match = _STEP_DIR.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object of bounded size. Raises OSError, and ValueError for anything else."""
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+    value = orjson.loads(content)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, expected an object")
+    return value
+
+
 def list_checkpoints(root: Path) -> list[CheckpointInfo]:
     """Every committed checkpoint directory, oldest first."""
     if not root.is_dir():
         return []
     found = []
     for path in root.iterdir():
-        match = _STEP_DIR.match(path.name)
-        if match and path.is_dir():
-            found.append(CheckpointInfo(int(match[1]), path))
+        step = step_of(path)
+        if step is not None and path.is_dir():
+            found.append(CheckpointInfo(step, path))
     return sorted(found)
 
 
@@ -79,11 +99,10 @@ def verify(path: Path) -> list[str]:
     """
     path = Path(path)
     try:
-        manifest = orjson.loads((path / MANIFEST).read_bytes())
-        files = {
-            str(name): (int(e["size"]), str(e["sha256"])) for name, e in manifest["files"].items()
-        }
-        schema, step = manifest["schema"], int(manifest["step"])
+        manifest = read_json(path / MANIFEST)
+        entries = manifest["files"].items()
+        files = {name: (operator.index(e["size"]), str(e["sha256"])) for name, e in entries}
+        schema, step = manifest["schema"], operator.index(manifest["step"])
     except FileNotFoundError:
         return [f"{path / MANIFEST}: missing, so the save was never finished"]
     except OSError as error:
@@ -93,25 +112,29 @@ def verify(path: Path) -> list[str]:
     if schema != SCHEMA:
         return [f"{path / MANIFEST}: schema {schema!r}, this version reads {SCHEMA}"]
     problems = [p for name, entry in files.items() for p in _verify_file(path, name, *entry)]
-    match = _STEP_DIR.match(path.name)
-    if match and int(match[1]) != step:
+    if step_of(path) not in (None, step):
         problems.append(f"{path}: holds step {step}, not the step that its name says")
     return problems + [f"{path / name}: not in {MANIFEST}" for name in _files_in(path) - set(files)]
 
 
 def _verify_file(root: Path, name: str, size: int, sha256: str) -> list[str]:
     relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        return [f"{root / MANIFEST}: names {name!r}, outside the checkpoint"]
+    if relative.is_absolute() or ".." in relative.parts or not name.isprintable():
+        return [f"{root / MANIFEST}: names {name[:80]!r}, outside the checkpoint"]
     file = root / relative
     try:
-        if file.is_symlink() or not file.is_file():
+        if file.is_symlink() or not file.is_file() or not _is_inside(file, root):
             return [f"{file}: missing"]
         if file.stat().st_size != size:
             return [f"{file}: {file.stat().st_size} bytes, expected {size}"]
         return [] if hash_file(file) == sha256 else [f"{file}: its sha256 differs: damaged"]
     except OSError as error:
-        return [f"{file}: cannot be read: {error.strerror}"]
+        return [f"{root / name[:80]}: cannot be read: {error.strerror}"]
+
+
+def _is_inside(file: Path, root: Path) -> bool:
+    """Whether no directory on the way is a link to elsewhere."""
+    return file.resolve().is_relative_to(root.resolve())
 
 
 def _files_in(root: Path) -> set[str]:

@@ -100,7 +100,7 @@ def test_override_mistakes_name_the_command_line() -> None:
         ("? [1, 2]\n: 3\n", "a key must be a plain word"),
         ("steps: \x07\n", "not valid YAML"),
         ("steps: !!int foo\n", "not valid YAML"),
-        ("steps: " + "[" * 3000 + "]" * 3000, "not valid YAML"),
+        ("steps: " + "[" * 3000 + "]" * 3000, "more than 32 levels"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
