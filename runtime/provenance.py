@@ -1,5 +1,6 @@
 """What a run was made with: package versions, git commit, machine."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -39,6 +40,7 @@ def packages() -> dict[str, str]:
     return found
 
 
+@functools.cache  # asks git, and each save wants to know
 def versions() -> dict[str, str]:
     """Versions of Python, the packages, the platform, and of this source tree."""
     commit = git_commit()
