@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     supervise.add_argument(
         "--grace", type=float, default=60, help="seconds for ranks to end after their launcher has"
     )
+    supervise.add_argument(
+        "--hostfile", type=Path, help="HOST slots=N a line: torchrun COMMAND on each, over ssh"
+    )
+    supervise.add_argument("--master-port", type=int, default=29500, help="with it; default 29500")
+    supervise.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
     supervise.add_argument("words", nargs="+", metavar="-- COMMAND …", help="what to start")
     options = parser.parse_args(argv)
     if options.command == "report":
@@ -44,10 +50,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _supervise(options: argparse.Namespace) -> int:
-    from launch.supervise import Limits, Local, Supervisor
+    from launch.hosts import check_deepspeed, read_hostfile
+    from launch.remote import Remote
+    from launch.supervise import Limits, Local, Started, Supervisor
 
     limits = Limits(options.max_restarts, options.same_step, options.grace)
-    return Supervisor(lambda: Local(options.words, limits), limits).run()
+    check_deepspeed(options.words, os.environ, Path.cwd())
+    hosts = read_hostfile(options.hostfile) if options.hostfile else None
+
+    def start() -> Started:
+        if hosts is None:
+            return Local(options.words, limits)
+        return Remote(hosts, options.words, options.master_port, limits)
+
+    return Supervisor(start, limits, until_eof=options.until_eof).run()
 
 
 def _report(runs: list[Path], output: Path | None) -> int:

@@ -4,7 +4,9 @@ Takes the command of any launcher (`deepspeed …`, `torchrun …`, `python …`
 the ranks tell (`runtime/outcome.py`) counts more than the launcher's exit status.
 """
 
+import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 from runtime.signals import STOPS
 from runtime.watcher import read_json
 
+END = "ingot-end "
 _LOOK_S = 0.1
 _LEFTOVERS_S = 5.0  # for what is not a rank, such as loader workers whose rank has gone
 _TRACEBACK_LINES = 15
@@ -57,11 +60,21 @@ class Started(Protocol):
 
 
 class Supervisor:
-    """Starts a command until it is done, cannot be started, was stopped, or fails for good."""
+    """Starts a command until it is done, cannot be started, was stopped, or fails for good.
 
-    def __init__(self, start: Callable[[], Started], limits: Limits) -> None:
+    `until_eof`: the end of our input means stop, as when the ssh that started us loses its
+    connection; our last line then tells how it ended (`launch/remote.py`).
+    """
+
+    def __init__(
+        self, start: Callable[[], Started], limits: Limits, *, until_eof: bool = False
+    ) -> None:
         self._start = start
         self._limits = limits
+        self._input = select.poll()
+        if until_eof:
+            self._input.register(sys.stdin.fileno(), select.POLLIN)
+        self._until_eof = until_eof
         self._asked: list[int] = []  # signals, in their order
 
     def run(self) -> int:
@@ -71,6 +84,8 @@ class Supervisor:
         furthest, in_place, restarts = -1, 0, 0
         while True:
             end = self._once()
+            if self._until_eof:
+                print(END + json.dumps(end._asdict()), flush=True)
             if end.status in (EXIT_OK, EXIT_BAD_INPUT, EXIT_PREEMPTED) or self._asked:
                 return end.status
             in_place = 1 if end.step > furthest else in_place + 1
@@ -102,6 +117,9 @@ class Supervisor:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and len(self._asked) == until_signal:
             time.sleep(min(_LOOK_S, seconds))
+            if self._input.poll(0) and not os.read(sys.stdin.fileno(), 4096):
+                self._input.unregister(sys.stdin.fileno())
+                self._asked.append(signal.SIGTERM)
 
     def _give_up(self, why: str) -> int:
         print(f"error: gave up: {why}; the last checkpoint is whole", file=sys.stderr, flush=True)

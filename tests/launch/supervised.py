@@ -20,10 +20,10 @@ from runtime.errors import leave
 def main() -> None:
     run_dir, plan = Path(sys.argv[1]), sys.argv[2].split(",")
     (run_dir / "health").mkdir(parents=True, exist_ok=True)
-    starts = run_dir / "starts"
-    number = len(starts.read_text()) if starts.exists() else 0
-    with starts.open("a") as file:
+    with (run_dir / "starts").open("a") as file:
         file.write("x")
+        file.flush()
+        number = file.tell() - 1
     word = plan[min(number, len(plan) - 1)]
     outcome.tell(run_dir=str(run_dir))
     if word.isdigit():
