@@ -111,8 +111,8 @@ class Watchdog:
         self._write()
 
     def pulse(self) -> None:
-        """Say that a save goes on, from whichever thread; it counts while the loop waits for it."""
-        if self._beat.phase == "save":
+        """Say that a save or a start goes on, from any thread; it counts while the loop waits."""
+        if self._beat.phase in ("save", "start"):
             self._beat = self._beat._replace(sequence=self._beat.sequence + 1)
             self._write()
 
