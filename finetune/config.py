@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-import orjson
 import pydantic
 
 from finetune.tasks.classification import (
@@ -18,7 +17,7 @@ from finetune.tokenizer import TextTokenizer
 from model.config import ModelConfig
 from model.hf import CheckpointError, read_config
 from runtime import sections
-from runtime.checkpoint.format import TRAINING, list_checkpoints
+from runtime.checkpoint.format import TRAINING, list_checkpoints, read_json
 from runtime.checks import check_batch, check_run_dir, check_schedule
 from runtime.config import Config, Problem, flat, key, section
 from runtime.errors import UserError
@@ -273,9 +272,8 @@ def _check_resume(config: FinetuneConfig) -> Iterator[Problem]:
     if not committed:
         return
     try:
-        state = orjson.loads((committed[-1].path / TRAINING / "state.json").read_bytes())
-        stored = flat(state["config"])
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = flat(read_json(committed[-1].path / TRAINING / "state.json")["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # damaged: the run itself looks for one that is whole
     for name, value in flat(config.model_dump(mode="json")).items():
         if name.startswith(_FREE) or stored.get(name, value) == value:

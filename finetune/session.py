@@ -1,6 +1,7 @@
 """What a fine-tuning run holds, built from its config or resumed from its last checkpoint."""
 
 import io
+import operator
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from model.init import initialise
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, verify
 from runtime.checkpoint.format import MANIFEST
-from runtime.checkpoint.reader import TrainingState
+from runtime.checkpoint.reader import TrainingState, understood
 from runtime.checkpoint.saver import Saver
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, UserError
@@ -270,21 +271,22 @@ def _restore(session: Session, resumed: CheckpointInfo) -> None:
     """Continue exactly after the checkpoint's step: weights, moments, data order, counters."""
     session.saver.trust(resumed)
     state = TrainingState(resumed.path)
-    stored = state.values["data"]
-    for name, value in _fingerprints(session.train, session.dev).items():
-        if stored[name] != value:
-            raise UserError(
-                f"data.{name}: its texts or labels are not those that {resumed.path} was trained "
-                "with; restore them, or choose another run.dir",
-                status=EXIT_BAD_INPUT,
-            )
+    with understood(resumed.path):
+        stored = state.values["data"]
+        for name, value in _fingerprints(session.train, session.dev).items():
+            if stored[name] != value:
+                raise UserError(
+                    f"data.{name}: its texts or labels are not those that {resumed.path} was "
+                    "trained with; restore them, or choose another run.dir",
+                    status=EXIT_BAD_INPUT,
+                )
+        session.step = session.saved_step = state.values["step"]
+        session.tokens_seen = state.values["tokens_seen"]
+        session.without_best = operator.index(state.values["without_best"])
+        session.best_step = operator.index(state.values["best_step"])
+        if session.best_step:
+            session.best_score = float(state.values["best_score"])
     checkpoint.load_optimizer(session.replicas.module, session.replicas.optimizer, state)
-    session.step = session.saved_step = state.values["step"]
-    session.tokens_seen = state.values["tokens_seen"]
-    session.without_best = state.values["without_best"]
-    session.best_step = state.values["best_step"]
-    if session.best_step:
-        session.best_score = state.values["best_score"]
 
 
 def _introduction(session: Session, precision: str) -> list[str]:

@@ -72,11 +72,16 @@ def export(checkpoint: Path, destination: Path, max_shard_bytes: int = MAX_SHARD
 
 
 def _shapes(checkpoint: Path, state: TrainingState) -> dict[str, tuple[int, ...]]:
+    if not state.holds(MASTER):
+        raise _refusal(
+            f"{checkpoint}: holds no master weights: it is of fine-tuning, whose own weights are "
+            "fp32; use `python -m model export`"
+        )
     stored = state.values.get("shapes")
     if not isinstance(stored, dict) or not stored:
         raise _refusal(
-            f"{checkpoint}: says no shapes of its parameters: it is older than this command, or of "
-            "fine-tuning; resume the run once, or use `python -m model export`"
+            f"{checkpoint}: says no shapes of its parameters: it is older than this command; use "
+            "`python -m pretrain export-fp32`, or resume the run once"
         )
     for name, shape in stored.items():
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):

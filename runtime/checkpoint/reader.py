@@ -63,6 +63,10 @@ class TrainingState:
             )
         return out
 
+    def holds(self, key: str) -> bool:
+        """Whether there is any slice of this key."""
+        return any(held == key for _, held in self._index)
+
 
 def _read_values(path: Path, step: int | None) -> dict[str, Any]:
     try:

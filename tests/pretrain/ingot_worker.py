@@ -1,20 +1,28 @@
-"""Runs several commands of `python -m pretrain`, each in a fork of one process with torch loaded.
+"""Runs several commands of one stage, each in a fork of one process with everything imported.
 
-usage: ingot_worker.py JOBS.json, a list of argument lists. Prints each exit status on a line.
+usage: ingot_worker.py pretrain|finetune JOBS.json, a list of argument lists.
+Prints what each command prints, and its exit status on a line.
 """
 
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
-import deepspeed  # noqa: F401 - for the forks
-
-from pretrain.__main__ import main
 from runtime.errors import leave
 
+LOADED = {
+    "pretrain": ("deepspeed", "pretrain.train"),
+    "finetune": ("accelerate", "sklearn.metrics", "finetune.train"),
+}
+
 if __name__ == "__main__":
-    for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    stage, jobs = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    for name in LOADED[stage]:
+        import_module(name)
+    main = import_module(f"{stage}.__main__").main
+    for arguments in jobs:
         child = os.fork()
         if child == 0:
             leave(main(arguments))

@@ -122,7 +122,9 @@ def went_on(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
             arguments,
         ]
     (root / "jobs.json").write_text(json.dumps(commands))
-    status, output = run(["-m", "tests.pretrain.ingot_worker", str(root / "jobs.json")], 1)
+    status, output = run(
+        ["-m", "tests.pretrain.ingot_worker", "pretrain", str(root / "jobs.json")], 1
+    )
     assert status == 0, output
     assert output.count("status 0\n") == len(commands), output
     return root

@@ -1,6 +1,7 @@
 """Trains a small network, saves, or goes on from a save; run as ranks by test_checkpoint.py.
 
-usage: checkpoint_worker.py DIR STAGE PRECISION FIRST_STEP LAST_STEP
+usage: checkpoint_worker.py DIR STAGE PRECISION FIRST_STEP LAST_STEP [DEEPSPEED_DIR]
+DEEPSPEED_DIR: where DeepSpeed saves the same state in its own way.
 Prints one JSON line on the main rank: the losses of the steps, and sha256 of weights and moments.
 """
 
@@ -73,6 +74,8 @@ def main() -> None:
     saver.save(last, engine, Weights(net, ranks), {"step": last})
     saver.wait()
     assert saver.committed == last
+    if len(sys.argv) > 6:
+        engine._engine.save_checkpoint(sys.argv[6])
     digest = hashlib.sha256()
     for s in sorted(engine.optimizer_slices(), key=lambda s: (s.parameter, s.key)):
         digest.update(s.tensor.detach().numpy().tobytes())

@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from model.hf import CheckpointError, load_pretrained
 from model.hf.convert import import_model
 from model.hf.verify import verify as check_model
 from runtime.checkpoint import newest_verified
-from runtime.checkpoint.commit import files_in, seal
 from runtime.checkpoint.format import MANIFEST
 from runtime.checkpoint.reader import TrainingState
 from runtime.errors import UserError
 from tests.faults.runs import Runs
-from tests.security.hostile import FORMATS, header_attacks, raw_pickle, torch_zip
+from tests.security.hostile import FORMATS, header_attacks, raw_pickle, sign, torch_zip
 
 Change = Callable[[Path, Path], None]  # a checkpoint's directory, and the marker
 NAME = "model.norm.weight"
@@ -163,15 +161,6 @@ def _slice(name: str, shape: list[int] | None = None, dtype: str = "F32") -> byt
 
 
 ATTACKS = {name: (change, refusers) for name, change, refusers in slots()}
-
-
-def sign(checkpoint: Path) -> None:
-    """Write the manifest that the files deserve: an attacker can hash, too."""
-    path = checkpoint / MANIFEST
-    manifest = orjson.loads(path.read_bytes())
-    path.unlink()
-    manifest["files"] = seal(checkpoint, files_in(checkpoint))
-    path.write_bytes(orjson.dumps(manifest))
 
 
 def outcome(action: Callable[[], Any]) -> str:
