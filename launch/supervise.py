@@ -195,7 +195,10 @@ class Local:
         code = self._process.returncode
         code = 128 - code if code < 0 else code  # as shells say it
         statuses = {values.get("status") for values in told.values()}
-        if not told:
+        run_dirs = [Path(v["run_dir"]) for v in told.values() if "run_dir" in v]
+        if self._stopping is not None and not run_dirs and code != EXIT_BAD_INPUT:
+            status = EXIT_PREEMPTED  # before there was anything to save
+        elif not told:
             status = code
         elif EXIT_BAD_INPUT in statuses:
             status = EXIT_BAD_INPUT
@@ -205,7 +208,6 @@ class Local:
             status = code or EXIT_FAILED
             if status in (EXIT_PREEMPTED, EXIT_BAD_INPUT):
                 status = EXIT_FAILED  # one rank left so, another did not
-        run_dirs = [Path(v["run_dir"]) for v in told.values() if "run_dir" in v]
         why, step = f"the command ended with status {code}", -1
         if run_dirs:
             step = last_step(run_dirs[0] / "health")

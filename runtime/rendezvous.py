@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistError
 
 from runtime.errors import Stopped, UserError
 
 _LOOPBACK = "127.0.0.1"
+_STOP = "stop"
+_LONGEST_PAUSE_S = 0.25  # between two looks
 
 
 def is_single_node() -> bool:
@@ -121,30 +124,72 @@ class Meeting:
         return f"of {len(self._ranks)} ranks these have not come: {missing}"
 
     def agree(self, text: str, judge: Callable[[list[str]], str]) -> str:
-        """What rank 0 judges of every rank's text, in rank order; the same on all. Collective."""
+        """What rank 0 judges of every rank's text, in rank order; the same on all. Collective.
+
+        Also whether to stop is agreed on: raises Stopped on every rank, or on none.
+        """
         self._agreements += 1
         self._deadline = time.monotonic() + self._timeout_s
         name = f"agreement/{self._agreements}"
-        self.store.set(f"{name}/{self._rank}", text)
+        self.store.set(f"{name}/{self._rank}", ("stop " if self._should_stop() else "go ") + text)
         if self._rank == 0:
-            keys = [f"{name}/{rank}" for rank in self._ranks]
-            self._await(lambda: self.store.check(keys), "a rank has gone silent")
-            self.store.set(name, judge([self.store.get(key).decode() for key in keys]))
-        self._await(lambda: self.store.check([name]), "rank 0 has gone silent")
-        return self.store.get(name).decode()
+            judgement = self._judge(name, judge)
+        else:
+            self._await(lambda: self.store.check([name]), "rank 0 has gone silent", stops=False)
+            judgement = self.store.get(name).decode()
+            self.store.set(f"{name}/known/{self._rank}", "")
+        if judgement == _STOP:
+            raise Stopped
+        return judgement
 
-    def _await(self, condition: Callable[[], bool], problem: str | Callable[[], str]) -> None:
+    def _judge(self, name: str, judge: Callable[[list[str]], str]) -> str:
+        keys = [f"{name}/{rank}" for rank in self._ranks]
+        known = [f"{name}/known/{rank}" for rank in self._ranks[1:]]
+        silent = "a rank has gone silent"
+        try:
+            self._await(lambda: self.store.check(keys), silent)
+        except Stopped:
+            self.store.set(name, _STOP)
+            time.sleep(2 * _LONGEST_PAUSE_S)  # the store is ours: the others must have seen it
+            raise
+        stated = [self.store.get(key).decode().partition(" ") for key in keys]
+        is_stop = any(word == "stop" for word, _, _ in stated)
+        judgement = _STOP if is_stop else judge([text for _, _, text in stated])
+        self.store.set(name, judgement)
+        self._await(lambda: self.store.check(known), silent, stops=False)
+        return judgement
+
+    def _await(
+        self,
+        condition: Callable[[], bool],
+        problem: str | Callable[[], str],
+        *,
+        stops: bool = True,
+    ) -> None:
         pause = 0.01
-        while not condition():
-            if self._stops():
-                raise Stopped
+        while not self._holds(condition, stops):
             if time.monotonic() > self._deadline:
                 text = problem if isinstance(problem, str) else problem()
                 raise UserError(f"no process group after {self._timeout_s:.0f} s: {text}")
             time.sleep(pause)
-            pause = min(2 * pause, 0.25)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _stops(self) -> bool:
+    def _holds(self, condition: Callable[[], bool], stops: bool) -> bool:
+        try:
+            if condition():
+                return True
+            is_stopped = stops and self._is_stopped()
+        except DistError as error:
+            if self._should_stop():
+                raise Stopped from error  # as rank 0 was
+            raise UserError("rank 0 has gone while the ranks met; see what it said") from error
+        if is_stopped:
+            if self._rank == 0:
+                time.sleep(2 * _LONGEST_PAUSE_S)  # as in _judge
+            raise Stopped
+        return False
+
+    def _is_stopped(self) -> bool:
         """Whether this rank was asked to stop, or another one that has come so far."""
         if self._should_stop():
             if self._joined is not None:
