@@ -123,8 +123,8 @@ class Watchdog:
         failed = sys.exc_info()[0] is not None
         self._beat = self._beat._replace(end=FAILED if failed else CLOSED)
         self._write()
-        if self._watcher is None or failed:
-            return  # after a failure it watches on, until this process has ended
+        if self._watcher is None or (failed and self._ranks.world_size > 1):
+            return  # after a failure it watches on, until this process has ended: others may wait
         try:
             self._watcher.communicate(b"closed", timeout=2)
         except subprocess.TimeoutExpired:

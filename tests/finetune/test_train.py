@@ -59,7 +59,7 @@ def test_a_learnable_task_is_learned(tmp_path):
     assert found["split"] == "test"
     assert found["accuracy"] >= 0.95
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"best", "checkpoints", "config.yaml", "metrics.jsonl", "predictions.jsonl",
+    assert names == {"best", "checkpoints", "config.yaml", "health", "metrics.jsonl", "predictions.jsonl",
                      "report.json", "versions.json"}  # fmt: skip
 
 
