@@ -59,8 +59,10 @@ def test_a_learnable_task_is_learned(tmp_path):
     assert found["split"] == "test"
     assert found["accuracy"] >= 0.95
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"best", "checkpoints", "config.yaml", "health", "metrics.jsonl", "predictions.jsonl",
-                     "report.json", "versions.json"}  # fmt: skip
+    assert names == {
+        *("best", "checkpoints", "config.yaml", "health", "metrics.jsonl", "predictions.jsonl"),
+        *("report.json", "versions.json"),
+    }
 
 
 def test_report_and_predictions_agree(tmp_path, capsys):
