@@ -5,6 +5,8 @@ perhaps a `rank` (all ranks without one), and the kind's own values:
 
 step       do, step                before the step-th optimizer step of this process, counted from 1
 op         do, op, under, [times]  at the op-th change of the disk below a folder, counted from 1
+call       do, what, [times]       at the first calls of a function, given as module.name
+limit_files bytes                  from the start, no file may grow beyond it, as on a full disk
 record_ops path, under             write down when and what those changes are
 poison     rows, what              the loss or gradients of micro-batches that hold such a row
 flip       step, key, [bit, at]    one bit of this rank's weight ("weight") or moment ("exp_avg")
@@ -27,6 +29,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,26 @@ def op(do: str, op: int, under: str, times: int = 1) -> None:
             strike(do)
 
     _watch_disk(Path(under), at)
+
+
+def call(do: str, what: str, times: int = 1) -> None:
+    module_name, _, name = what.rpartition(".")
+    module, left = import_module(module_name), [times]
+    real = getattr(module, name)
+
+    def wrapped(*values: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            strike(do)
+        return real(*values, **named)
+
+    setattr(module, name, wrapped)
+
+
+def limit_files(bytes: int) -> None:
+    # Python ignores SIGXFSZ, so that a write beyond the limit fails with EFBIG.
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, hard))
 
 
 def record_ops(path: str, under: str) -> None:
