@@ -8,6 +8,7 @@ left. Prints a table, and with --json writes what was counted.
 """
 
 import argparse
+import io
 import json
 import os
 import random
@@ -24,7 +25,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime import provenance
+from tests.corpus import prepare_corpus
 from tests.faults.harness import ForkServer, Run, fork_server, until
+from tests.faults.runs import Runs
 
 WORKER = "benchmarks.fault_peers"
 PEERS = (
@@ -230,7 +233,9 @@ def code_execution(bench: Bench) -> dict[str, int]:
             if kind == "pickle":
                 path.write_bytes(pickle.dumps(Payload(marker)))
             else:
-                torch.save({"step": 2, "state": Payload(marker)}, path)
+                buffer = io.BytesIO()
+                torch.save({"step": 2, "state": Payload(marker)}, buffer)
+                path.write_bytes(buffer.getvalue())
             bench.load(ranks=1)
             ran += marker.exists()
         path.write_bytes(whole)
@@ -249,13 +254,34 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def stopped_rank(server: ForkServer, timeout_s: int) -> dict[str, float]:
+def stopped_rank(server: ForkServer, directory: Path, timeout_s: int) -> dict[str, Any]:
     """Seconds until a stopped rank is noticed: by torch's process group, and by our watchdog."""
     run = server.start([timeout_s], target=f"{WORKER}:wait_for_peer", ranks=2)
+    until(lambda: is_stopped(run[1].pid), "a rank that has stopped itself")
+    began = time.monotonic()
     run[0].wait(timeout_s * 3 + 60)
+    group_s, said = time.monotonic() - began, run.output()
     run.kill()
-    seconds = told(run[0].output())[-1]["seconds"]
-    return {"timeout_s": timeout_s, "process_group_s": round(seconds, 2)}
+    runs = Runs(server, prepare_corpus(directory / "corpus"), directory)
+    config = runs.config("stopped", health__hang_timeout_s=timeout_s, steps=100)
+    fault = {"kind": "step", "step": 50, "rank": 1, "do": "SIGSTOP"}
+    run = runs.start(config, faults=[fault])
+    until(lambda: is_stopped(run[1].pid), "a rank that has stopped itself")
+    began = time.monotonic()
+    statuses = run.wait(timeout_s * 3 + 60)
+    return {
+        "timeout_s": timeout_s,
+        "process_group_s": round(group_s, 2),
+        "process_group_names_the_rank": "rank 1" in said.replace("--- rank 1", ""),
+        "watchdog_s": round(time.monotonic() - began, 2),
+        "watchdog_statuses": statuses,
+        "watchdog_says": [line for line in run.output().splitlines() if "rank 1 " in line][:3],
+    }
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has got SIGSTOP."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def main() -> None:
@@ -273,7 +299,7 @@ def main() -> None:
         for peer in options.only:
             found[peer] = measure(Bench(server, peer, Path(directory) / peer), options)
             print(json.dumps({peer: found[peer]}, indent=2), flush=True)
-        found["stopped_rank"] = stopped_rank(server, 10)
+        found["stopped_rank"] = stopped_rank(server, Path(directory), 10)
     found["versions"] = provenance.versions()
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

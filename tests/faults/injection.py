@@ -7,10 +7,13 @@ step       do, step                before the step-th optimizer step of this pro
 op         do, op, under, [times]  at the op-th change of the disk below a folder, counted from 1
 call       do, what, [times]       at the first calls of a function, given as module.name
 limit_files bytes                  from the start, no file may grow beyond it, as on a full disk
+write      do, after, under, [times]
+                                   at writes below a folder, once so many bytes were written there
+value      name, value             a module's constant, as module.NAME
+little_room bytes                  so much is free on every disk
 record_ops path, under             write down when and what those changes are
 poison     rows, what              the loss or gradients of micro-batches that hold such a row
-flip       step, key, [bit, at]    one bit of this rank's weight ("weight") or moment ("exp_avg")
-                                   as the step begins, or before ranks are compared ("comparison")
+flip       step, key, [element]    one bit of this rank's weight ("weight") or moment ("exp_avg")
 slow       seconds, [first, last]  every forward pass of these steps takes so much longer
 file_limit bytes, [first, last]    no file may grow beyond it, as on a full disk
 record_rows path                   write down which rows each step trained on
@@ -24,6 +27,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -38,7 +42,6 @@ from torch import nn
 
 Around = Callable[[int, Any, nn.Module, Callable[[], torch.Tensor]], torch.Tensor]
 _before_step: list[Callable[[int, Any], None]] = []  # (step, engine)
-_before_comparison: list[Callable[[int, Any], None]] = []
 _around_loss: list[Around] = []  # (step, batch, module, the loss as it would be)
 
 
@@ -90,6 +93,36 @@ def call(do: str, what: str, times: int = 1) -> None:
         return real(*values, **named)
 
     setattr(module, name, wrapped)
+
+
+def write(do: str, after: int, under: str, times: int = 1) -> None:
+    prefix, left, lock = f"{os.path.realpath(under)}/", [times, after], threading.Lock()
+    real = os.write
+
+    def wrapped(descriptor: int, data: Any) -> int:
+        if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(prefix):
+            with lock:
+                left[1] -= len(data)
+                strikes = left[1] < 0 < left[0]
+                left[0] -= strikes
+            if strikes:
+                real(descriptor, memoryview(data)[: len(data) // 2])  # a part of it fits
+                strike(do)
+        return real(descriptor, data)
+
+    os.write = wrapped
+
+
+def value(name: str, value: Any) -> None:
+    module, _, constant = name.rpartition(".")
+    found = import_module(module)
+    assert hasattr(found, constant)
+    setattr(found, constant, value)
+
+
+def little_room(bytes: int) -> None:
+    real = shutil.disk_usage
+    shutil.disk_usage = lambda path: real(path)._replace(free=bytes)
 
 
 def limit_files(bytes: int) -> None:
@@ -183,22 +216,21 @@ def poison(rows: list[str], what: str) -> None:
     _around_loss.append(around)
 
 
-def flip(step: int, key: str, bit: int = 0, at: str = "step") -> None:
-    """One bit, by default the mantissa's lowest, in the last tensor that the rank answers for."""
+def flip(step: int, key: str, element: int = 0) -> None:
+    """One low bit of the mantissa, in the last place that the rank answers for."""
 
-    def strike_memory(number: int, engine: Any) -> None:
+    def at(number: int, engine: Any) -> None:
         if number != step:
             return
         if key == "weight":
-            last = list(engine.module.parameters())[-1]
-            tensor = getattr(last, "ds_tensor", last.data).view(-1)
+            tensor = list(engine.module.parameters())[-1].data.view(-1)
         else:
             tensor = [s.tensor for s in engine.optimizer_slices() if s.key == key][-1]
         assert tensor.is_contiguous()
         bits = tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-        bits[0] ^= 1 << bit
+        bits[element] ^= 1
 
-    (_before_comparison if at == "comparison" else _before_step).append(strike_memory)
+    _before_step.append(at)
 
 
 def slow(seconds: float, first: int = 1, last: int = sys.maxsize) -> None:
@@ -243,19 +275,14 @@ def arm() -> None:
     for fault in json.loads(os.environ.get("INGOT_FAULTS") or "[]"):
         if fault.pop("rank", rank) == rank:
             globals()[fault.pop("kind")](**fault)
-    if _before_step or _before_comparison or _around_loss:
+    if _before_step or _around_loss:
         _wrap_train_step()
 
 
 def _wrap_train_step() -> None:
     from runtime.engine import Engine
 
-    real, compare, count = Engine.train_step, Engine.compare_replicas, [0]
-
-    def compare_replicas(self: Engine) -> Any:
-        for before in _before_comparison:
-            before(count[0] + 1, self)
-        return compare(self)
+    real, count = Engine.train_step, [0]
 
     def train_step(
         self: Engine, micro_batches: Iterable[Any], loss_of: Any, *rest: Any, **options: Any
@@ -276,7 +303,6 @@ def _wrap_train_step() -> None:
         return real(self, micro_batches, wrapped, *rest, **options)
 
     Engine.train_step = train_step  # type: ignore[method-assign]
-    Engine.compare_replicas = compare_replicas  # type: ignore[method-assign]
 
 
 def _nested(
