@@ -235,8 +235,10 @@ class Saver:
 
     def _check_room(self, need: int) -> None:
         free = shutil.disk_usage(self._root).free
-        if free < need:
-            raise OSError(f"{need / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+        if free < ROOM * need:
+            raise OSError(
+                f"{need / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free ({ROOM} × is due)"
+            )
 
     def _tidy(self) -> None:
         """Delete what need not be kept. The save counts already: a failure here is only told."""

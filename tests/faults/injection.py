@@ -13,7 +13,8 @@ value      name, value             a module's constant, as module.NAME
 little_room bytes                  so much is free on every disk
 record_ops path, under             write down when and what those changes are
 poison     rows, what              the loss or gradients of micro-batches that hold such a row
-flip       step, key, [element]    one bit of this rank's weight ("weight") or moment ("exp_avg")
+flip       step, key, [bit, at]    one bit of this rank's weight ("weight") or moment ("exp_avg")
+                                   as the step begins, or before ranks are compared ("comparison")
 slow       seconds, [first, last]  every forward pass of these steps takes so much longer
 file_limit bytes, [first, last]    no file may grow beyond it, as on a full disk
 record_rows path                   write down which rows each step trained on
@@ -42,6 +43,7 @@ from torch import nn
 
 Around = Callable[[int, Any, nn.Module, Callable[[], torch.Tensor]], torch.Tensor]
 _before_step: list[Callable[[int, Any], None]] = []  # (step, engine)
+_before_comparison: list[Callable[[int, Any], None]] = []
 _around_loss: list[Around] = []  # (step, batch, module, the loss as it would be)
 
 
@@ -216,21 +218,22 @@ def poison(rows: list[str], what: str) -> None:
     _around_loss.append(around)
 
 
-def flip(step: int, key: str, element: int = 0) -> None:
-    """One low bit of the mantissa, in the last place that the rank answers for."""
+def flip(step: int, key: str, bit: int = 0, at: str = "step") -> None:
+    """One bit, by default the mantissa's lowest, in the last tensor that the rank answers for."""
 
-    def at(number: int, engine: Any) -> None:
+    def strike_memory(number: int, engine: Any) -> None:
         if number != step:
             return
         if key == "weight":
-            tensor = list(engine.module.parameters())[-1].data.view(-1)
+            last = list(engine.module.parameters())[-1]
+            tensor = getattr(last, "ds_tensor", last.data).view(-1)
         else:
             tensor = [s.tensor for s in engine.optimizer_slices() if s.key == key][-1]
         assert tensor.is_contiguous()
         bits = tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-        bits[element] ^= 1
+        bits[0] ^= 1 << bit
 
-    _before_step.append(at)
+    (_before_comparison if at == "comparison" else _before_step).append(strike_memory)
 
 
 def slow(seconds: float, first: int = 1, last: int = sys.maxsize) -> None:
@@ -275,14 +278,19 @@ def arm() -> None:
     for fault in json.loads(os.environ.get("INGOT_FAULTS") or "[]"):
         if fault.pop("rank", rank) == rank:
             globals()[fault.pop("kind")](**fault)
-    if _before_step or _around_loss:
+    if _before_step or _before_comparison or _around_loss:
         _wrap_train_step()
 
 
 def _wrap_train_step() -> None:
     from runtime.engine import Engine
 
-    real, count = Engine.train_step, [0]
+    real, compare, count = Engine.train_step, Engine.compare_replicas, [0]
+
+    def compare_replicas(self: Engine) -> Any:
+        for before in _before_comparison:
+            before(count[0] + 1, self)
+        return compare(self)
 
     def train_step(
         self: Engine, micro_batches: Iterable[Any], loss_of: Any, *rest: Any, **options: Any
@@ -303,6 +311,7 @@ def _wrap_train_step() -> None:
         return real(self, micro_batches, wrapped, *rest, **options)
 
     Engine.train_step = train_step  # type: ignore[method-assign]
+    Engine.compare_replicas = compare_replicas  # type: ignore[method-assign]
 
 
 def _nested(
