@@ -129,16 +129,14 @@ def attach(engine: Any, stage: int, ranks: Ranks) -> None:
             flat_start = found[ranks.rank][3] if found[ranks.rank] else 0
             matrices = Matrices(rows, numel // sum(rows), stretches, flat_start)
             placed[index][1].append(matrices)
-    is_exact = next(engine.module.parameters()).dtype == torch.float32
-    has_bf16 = ranks.device.type == "cuda" and torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
+    dtype = next(engine.module.parameters()).dtype
     base.attach(
         placed,
         rank=ranks.rank,
         world_size=ranks.world_size,
         device=ranks.device,
-        dtype=torch.bfloat16 if has_bf16 and not is_exact else torch.float32,
+        # fp16 has not the range: gradients are not scaled any more.
+        dtype=dtype if dtype == torch.bfloat16 else torch.float32,
     )
 
 
