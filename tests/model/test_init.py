@@ -81,6 +81,25 @@ def test_parameter_groups():
     assert len(decay["params"]) + len(rest["params"]) == len(grouped)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_muon_takes_the_matrices_of_the_blocks_and_no_others(name):
+    net = build(name)
+    muon, *others = parameter_groups(net, 0.1, muon=True)
+    assert [group["name"] for group in (muon, *others)] == ["muon", "decay", "no_decay"]
+    in_blocks = [p for p in net.trunk.blocks.parameters() if p.dim() >= 2]
+    assert {id(p) for p in muon["params"]} == {id(p) for p in in_blocks}
+    assert [sum(rows) for rows in muon["splits"]] == [p.shape[0] for p in muon["params"]]
+    grouped = [id(p) for group in (muon, *others) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters())
+    block = net.trunk.blocks[0]
+    splits = dict(zip(map(id, muon["params"]), muon["splits"], strict=True))
+    config = net.config
+    queries, keys = (n * config.head_dim for n in (config.n_heads, config.n_kv_heads))
+    assert splits[id(block.attention.qkv.weight)] == (queries, keys, keys)
+    if config.is_gated:
+        assert splits[id(block.mlp.gate_up.weight)] == (config.d_ff, config.d_ff)
+
+
 def test_frozen_parameters_are_in_no_group():
     net = build("llama-tiny")
     net.trunk.requires_grad_(False)

@@ -10,6 +10,8 @@ from torch import nn
 from model import build, preset
 from model.config import ModelConfig
 from model.init import parameter_groups
+from runtime.optim import build_optimizer
+from runtime.sections import Optim
 
 WIDTHS = (64, 128, 256, 512, 1024)
 BASE = 64
@@ -31,14 +33,18 @@ def model_of(width: int, *, mup: bool, **more: Any) -> ModelConfig:
     return ModelConfig.model_validate(shape | more)
 
 
-def activations_after_training(config: ModelConfig, steps: int = 6) -> dict[str, float]:
-    """Mean size of hidden states and logits after some steps of Adam."""
+def activations_after_training(
+    config: ModelConfig, steps: int = 6, name: Any = "adamw"
+) -> dict[str, float]:
+    """Mean size of hidden states and logits after some steps of Adam, or of Muon."""
     torch.manual_seed(0)
     net = build(config, None if config.causal else "pretraining")
     ids = torch.randint(0, config.vocab_size, (8, 32))
     more = {} if config.causal else {"pair_labels": torch.arange(8) % 2}
-    groups = parameter_groups(net, 0.0)
-    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    groups = parameter_groups(net, 0.0, muon=name == "muon")
+    # Muon's updates are small by design; with this they outgrow what the weights began with.
+    lr = 0.1 if name == "muon" else 0.01
+    optimizer = build_optimizer(groups, Optim(name=name, lr=lr, betas=(0.9, 0.999)))
     for group in optimizer.param_groups:
         group["lr"] *= group["lr_scale"]
     for _ in range(steps):
@@ -64,11 +70,12 @@ def activations_after_training(config: ModelConfig, steps: int = 6) -> dict[str,
     return sizes
 
 
-def slopes(*, mup: bool, steps: int = 6, **more: Any) -> dict[str, float]:
+def slopes(*, mup: bool, steps: int = 6, name: str = "adamw", **more: Any) -> dict[str, float]:
     """Growth of each activation with the width: the exponent p of width^p."""
-    configs = [model_of(width, mup=mup, **more) for width in WIDTHS]
-    found = [activations_after_training(config, steps) for config in configs]
-    x = torch.tensor([math.log(width) for width in WIDTHS])
+    widths = WIDTHS if name == "adamw" else WIDTHS[:4]  # a step of Muon costs width³
+    configs = [model_of(width, mup=mup, **more) for width in widths]
+    found = [activations_after_training(config, steps, name) for config in configs]
+    x = torch.tensor([math.log(width) for width in widths])
     x = x - x.mean()
     result = {}
     for name in found[0]:
@@ -82,6 +89,13 @@ def test_coordinate_check():
     with_mup, without = slopes(mup=True), slopes(mup=False)
     assert all(abs(slope) < 0.2 for slope in with_mup.values()), with_mup
     assert without["logits"] > 0.4, without
+    assert without["block 1"] > 0.4, without
+
+
+def test_coordinate_check_of_muon():
+    """Orthogonal updates grow with the root of the width, so muP slows them by that root."""
+    with_mup, without = (slopes(mup=mup, name="muon", steps=4) for mup in (True, False))
+    assert all(abs(slope) < 0.25 for slope in with_mup.values()), with_mup
     assert without["block 1"] > 0.4, without
 
 
@@ -105,6 +119,8 @@ def test_groups_and_initial_scales():
         "no_decay": 1.0,
     }
     assert groups["decay_wide"]["weight_decay"] == pytest.approx(0.4)
+    muon = parameter_groups(net, 0.1, muon=True)[0]
+    assert (muon["name"], muon["lr_scale"], muon["weight_decay"]) == ("muon", 0.5, 0.2)
     [embedding] = groups["decay"]["params"]
     assert embedding is net.trunk.token_embedding.weight
     assert any(p is net.unembedding.weight for p in groups["decay_wide"]["params"])
