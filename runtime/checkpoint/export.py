@@ -90,7 +90,7 @@ def _shapes(checkpoint: Path, state: TrainingState) -> dict[str, tuple[int, ...]
 
 
 def _read(state: TrainingState, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    return state.read(name, MASTER, 0, math.prod(shape)).view(shape)
+    return state.read(name, MASTER, 0, math.prod(shape)).float().view(shape)
 
 
 def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:

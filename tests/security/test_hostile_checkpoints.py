@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from model.hf import CheckpointError, load_pretrained
 from model.hf.convert import import_model
@@ -262,3 +264,39 @@ def test_headers_that_lie(name: str, attacked: Path, tmp_path: Path) -> None:
     for refuser in ("load", "import", "check", "state"):
         assert found[refuser], f"{refuser} takes {name}"
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("stretches", "is_good"),
+    [
+        ([(0, 16)], True),
+        ([(8, 8), (0, 8)], True),
+        ([(0, 12), (4, 12)], True),  # twice the same, which nobody writes, hides nothing
+        ([(0, 8)], False),
+        ([(8, 8)], False),
+        ([(0, 6), (8, 8)], False),
+        ([(0, 4), (12, 4), (4, 4)], False),
+        ([(0, 8), (4, 2), (14, 2)], False),
+        ([], False),
+    ],
+)
+def test_no_number_comes_from_nowhere(
+    stretches: list[tuple[int, int]], is_good: bool, attacked: Path
+) -> None:
+    """A hole in the slices must not be filled with what the memory held."""
+    checkpoint = attacked / "checkpoints" / "step_00000002"
+    (checkpoint / OPTIMIZER).unlink()
+    values = torch.arange(16.0) + 1
+    for number, (start, numel) in enumerate(stretches):
+        name = f"trunk.final_norm.weight|master|{start}"
+        file = checkpoint / "training" / f"optimizer_{number:05d}.safetensors"
+        save_file({name: values[start : start + numel].clone()}, file)
+    state = TrainingState(checkpoint)
+    if is_good:
+        assert state.read("trunk.final_norm.weight", "master", 0, 16).tolist() == values.tolist()
+        assert (
+            state.read("trunk.final_norm.weight", "master", 3, 7).tolist() == values[3:10].tolist()
+        )
+    else:
+        with pytest.raises(UserError, match="of the 16 values asked for"):
+            state.read("trunk.final_norm.weight", "master", 0, 16)

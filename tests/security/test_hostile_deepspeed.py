@@ -238,3 +238,31 @@ def test_structure_in_a_buffer_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "y.pt").write_bytes(json.dumps({"x": 1}).encode())
     with pytest.raises(UserError, match="no zip archive"):
         read(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("name", ["expanded", "longer than its bytes", "compressed"])
+def test_bombs_are_refused_as_they_are(name: str, tmp_path: Path) -> None:
+    """Not only because something else is missing."""
+    (tmp_path / "x.pt").write_bytes(bombs()[name])
+    words = {
+        "expanded": "holds a tensor of 68719476736 values in 16 bytes",
+        "longer than its bytes": "refused as a file of DeepSpeed",
+        "compressed": "compressed, which torch.save never does",
+    }
+    with pytest.raises(UserError, match=words[name]):
+        read(tmp_path / "x.pt")
+
+
+def test_a_doubled_structure_is_copied_once(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(bombs()["two of each"])
+    found = read(tmp_path / "x.pt")
+    for _ in range(60):
+        assert found[0] is found[1]
+        found = found[0]
+    assert found == []
+
+
+def test_hidden_methods_are_not_called(tmp_path: Path) -> None:
+    hidden = gadgets(tmp_path)["hidden items"]
+    (tmp_path / "x.pt").write_bytes(zip_of(data_pkl=hidden))
+    assert read(tmp_path / "x.pt") == {}
