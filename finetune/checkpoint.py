@@ -96,7 +96,7 @@ def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: Training
             number: {
                 "step": torch.tensor(steps),
                 **{
-                    moment: state.read(names[id(p)], moment, 0, p.numel()).view_as(p)
+                    moment: state.read(names[id(p)], moment, 0, p.numel()).view_as(p).clone()
                     for moment in state_keys(group)
                 },
             }

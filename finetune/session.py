@@ -200,6 +200,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         )
     for line in [*_introduction(session, precision), *notes]:
         progress.say(line)
+    saver.look_ahead(12 * sum(p.numel() for p in net.parameters()))  # fp32, with two moments
     if resumed is not None:
         progress.say(f"resumed from {resumed.path}, step {session.step}")
     return session

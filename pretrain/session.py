@@ -257,5 +257,7 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{session.objective.layout.packing}: {100 * report.utilisation:.1f} % of positions hold "
         f"tokens; {report.cut_documents:,} of {report.documents:,} documents cut"
     )
+    # At most 4 bytes each for the weight, its master and two moments.
+    session.saver.look_ahead(16 * parameters(session.model_config, session.objective.head))
     if checkpoint is not None:
         say(f"resumed from {checkpoint.path}, step {session.step}")

@@ -6,7 +6,9 @@ import orjson
 import pydantic
 
 from runtime import dist, provenance
-from runtime.checkpoint import CheckpointInfo, list_checkpoints, newest_verified
+from runtime.checkpoint import CheckpointInfo, list_checkpoints, verify
+from runtime.checkpoint.commit import sweep
+from runtime.checkpoint.format import checkpoints_in, newest_of
 from runtime.config import to_yaml
 from runtime.dist import Ranks
 from runtime.errors import UserError
@@ -17,6 +19,7 @@ def prepare_run_directory(run_dir: Path, config: pydantic.BaseModel) -> None:
 
     def write() -> None:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        sweep(run_dir / "checkpoints")
         (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         versions = orjson.dumps(provenance.versions(), option=orjson.OPT_INDENT_2)
         (run_dir / "versions.json").write_bytes(versions)
@@ -25,21 +28,23 @@ def prepare_run_directory(run_dir: Path, config: pydantic.BaseModel) -> None:
 
 
 def newest_checkpoint(root: Path, ranks: Ranks) -> CheckpointInfo | None:
-    """The newest whole checkpoint, which the main rank verifies; the same on all. Collective."""
-    step, error = "", None
-    if ranks.is_main:
-        try:
-            found = newest_verified(root)
-            step = str(found.step) if found else ""
-        except UserError as problem:
-            error = str(problem)
-    dist.raise_together(error)
-    step = dist.gather_text(step)[0]
-    mine = next((info for info in list_checkpoints(root) if str(info.step) == step), None)
-    missing = bool(step) and mine is None
-    dist.raise_together(
-        f"{root}: step {step} is not here; all ranks must see one run.dir (a shared file system)"
-        if missing
-        else None
-    )
-    return mine
+    """The newest whole checkpoint, the same on all ranks. Collective.
+
+    Every byte is read and hashed, by all ranks together. Raises UserError where there are
+    checkpoints and none is whole.
+    """
+    root = checkpoints_in(root)
+    candidates = list_checkpoints(root)
+    seen = dist.gather_text(orjson.dumps([info.step for info in candidates]).decode())
+    if len(set(seen)) > 1:
+        raise UserError(
+            f"{root}: ranks see different checkpoints here; all must see one run.dir (a shared "
+            "file system)"
+        )
+
+    def problems_of(checkpoint: Path) -> list[str]:
+        own = verify(checkpoint, ranks.rank, ranks.world_size)
+        found = (orjson.loads(text) for text in dist.gather_text(orjson.dumps(own).decode()))
+        return [problem for problems in found for problem in problems]
+
+    return newest_of(root, candidates, problems_of, print if ranks.is_main else lambda _: None)

@@ -11,6 +11,7 @@ import operator
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -77,6 +78,14 @@ def list_checkpoints(root: Path) -> list[CheckpointInfo]:
     return sorted(found)
 
 
+def size_of(path: Path) -> int | None:
+    """Bytes of a checkpoint as its manifest says; None where that cannot be read."""
+    try:
+        return sum(operator.index(e["size"]) for e in read_json(path / MANIFEST)["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -92,10 +101,12 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: Path, share: int = 0, shares: int = 1) -> list[str]:
     """Everything that is wrong with a checkpoint, a line each; an empty list is a good one.
 
-    Reads and hashes every byte. Files that the manifest does not name are wrong too.
+    Reads and hashes every byte. Files that the manifest does not name are wrong too. share: where
+    several processes verify one checkpoint, which of the files this one reads, from 0; the others
+    read theirs.
     """
     path = Path(path)
     try:
@@ -111,10 +122,31 @@ def verify(path: Path) -> list[str]:
         return [f"{path / MANIFEST}: damaged ({type(error).__name__})"]
     if schema != SCHEMA:
         return [f"{path / MANIFEST}: schema {schema!r}, this version reads {SCHEMA}"]
-    problems = [p for name, entry in files.items() for p in _verify_file(path, name, *entry)]
+    own = _shared_out({name: size for name, (size, _) in files.items()}, shares)[share]
+    with ThreadPoolExecutor(_threads()) as pool:  # hashing releases Python's lock
+        found = pool.map(lambda name: _verify_file(path, name, *files[name]), own)
+        problems = [problem for problems in found for problem in problems]
     if step_of(path) not in (None, step):
         problems.append(f"{path}: holds step {step}, not the step that its name says")
     return problems + [f"{path / name}: not in {MANIFEST}" for name in _files_in(path) - set(files)]
+
+
+def _shared_out(sizes: dict[str, int], shares: int) -> list[list[str]]:
+    """Each name once, the largest first and always to whom has the fewest bytes so far."""
+    shared: list[list[str]] = [[] for _ in range(shares)]
+    loads = [0] * shares
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        shared[least].append(name)
+        loads[least] += sizes[name]
+    return shared
+
+
+def _threads() -> int:
+    """Threads that hash: this process's part of the machine's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return max(1, min(8, (cores or 1) // processes))
 
 
 def _verify_file(root: Path, name: str, size: int, sha256: str) -> list[str]:
@@ -149,11 +181,25 @@ def newest_verified(root: Path, warn: Callable[[str], None] = print) -> Checkpoi
     Damaged ones are passed over with a warning. Raises UserError where checkpoints exist but
     none is whole: training must not silently start at step 0.
     """
-    root = Path(root)
-    root = root / "checkpoints" if (root / "checkpoints").is_dir() else root
-    candidates = list_checkpoints(root)
+    root = checkpoints_in(root)
+    return newest_of(root, list_checkpoints(root), verify, warn)
+
+
+def checkpoints_in(directory: Path) -> Path:
+    """The folder of checkpoints: the directory itself, or the one in a run directory."""
+    inner = Path(directory) / "checkpoints"
+    return inner if inner.is_dir() else Path(directory)
+
+
+def newest_of(
+    root: Path,
+    candidates: list[CheckpointInfo],
+    problems_of: Callable[[Path], list[str]],
+    warn: Callable[[str], None],
+) -> CheckpointInfo | None:
+    """The newest candidate without problems. The rest as in `newest_verified`."""
     for info in reversed(candidates):
-        problems = verify(info.path)
+        problems = problems_of(info.path)
         if not problems:
             return info
         warn(f"warning: checkpoint passed over: {problems[0]}")

@@ -47,7 +47,15 @@ class TrainingState:
             pieces.sort(key=lambda piece: piece.start)
 
     def read(self, parameter: str, key: str, start: int, numel: int) -> torch.Tensor:
-        """The stretch [start, start + numel) of one flattened tensor, read from disk piecewise."""
+        """The stretch [start, start + numel) of one flattened tensor, read from disk piecewise.
+
+        To be copied from: where one piece holds all of it, it is a view of the mapped file.
+        """
+        for piece in self._index.get((parameter, key), []):
+            skipped = start - piece.start
+            if 0 <= skipped <= piece.numel - numel:
+                whole: torch.Tensor = piece.values[skipped : skipped + numel]
+                return whole
         out = torch.empty(numel)
         filled = start  # all before it is
         for piece in self._index.get((parameter, key), []):

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,14 @@ import torch
 
 from runtime import dist
 from runtime.checkpoint.commit import Attempt, Entries, sweep
-from runtime.checkpoint.format import SCHEMA, TRAINING, CheckpointInfo, verify
+from runtime.checkpoint.format import (
+    SCHEMA,
+    TRAINING,
+    CheckpointInfo,
+    list_checkpoints,
+    size_of,
+    verify,
+)
 from runtime.checkpoint.hashed import HashedFile
 from runtime.checkpoint.retention import delete, to_delete
 from runtime.checkpoint.slices import write_slices
@@ -96,6 +104,22 @@ class Saver:
     def trust(self, checkpoint: CheckpointInfo) -> None:
         """Take a checkpoint for whole: the caller has verified it."""
         self._whole.add(checkpoint.step)
+
+    def look_ahead(self, need: int | None = None) -> None:
+        """Warn where the disk may not hold the next checkpoint, before it is lost. Main rank.
+
+        need: bytes of a checkpoint, an estimate; the newest one's size is taken where there is one.
+        """
+        if not self._ranks.is_main:
+            return
+        sizes = (size_of(info.path) for info in reversed(list_checkpoints(self._root)))
+        need = next((size for size in sizes if size), need)
+        free = shutil.disk_usage(self._root if self._root.is_dir() else Path()).free
+        if need and free < ROOM * need:
+            self._say(
+                f"warning: {self._root}: {free / 1e9:.2f} GB free; the next checkpoint needs "
+                f"{need / 1e9:.2f} GB, and {ROOM} times that should be there"
+            )
 
     def save(self, step: int, trained: Trained, export: Export, state: dict[str, Any]) -> None:
         """Copy a step to host memory and have it written. Collective.
@@ -237,7 +261,8 @@ class Saver:
         free = shutil.disk_usage(self._root).free
         if free < ROOM * need:
             raise OSError(
-                f"{need / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free ({ROOM} × is due)"
+                ENOSPC,
+                f"{need / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free ({ROOM} × is due)",
             )
 
     def _tidy(self) -> None:
@@ -251,6 +276,7 @@ class Saver:
                 self._root, settings.keep_last, settings.keep_every, is_whole=self._is_whole
             ):
                 delete(info)
+            self.look_ahead()
         except OSError as error:
             self._say(f"warning: {self._root}: old checkpoints not deleted: {error}")
 

@@ -56,6 +56,7 @@ TORCH_FREE = [
     "pretrain.config",
     "pretrain.objectives",
     "runtime.checkpoint",
+    "runtime.checkpoint.__main__",
     "runtime.config",
     "runtime.deepspeed_config",
     "runtime.records",
