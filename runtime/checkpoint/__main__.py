@@ -46,12 +46,17 @@ def main(argv: list[str] | None = None) -> int:
         "--keep-every", type=int, default=0, metavar="N", help="also keep multiples of N (0: none)"
     )
     prune.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
+    export = commands.add_parser("export", help="fp32 weights, as zero_to_fp32 gives them")
+    export.add_argument("directory", metavar="DIR", type=Path, help=f"{_DIR}: the newest is taken")
+    export.add_argument("destination", metavar="OUT", type=Path, help="the new directory to write")
     options = parser.parse_args(argv)
     if not options.directory.is_dir():
         raise UserError(f"{options.directory}: no such directory", status=EXIT_BAD_INPUT)
     if options.command == "prune":
         return _prune(options.directory, options.keep_last, options.keep_every, options.dry_run)
     found = _find(options.directory)
+    if options.command == "export":
+        return _export(found[-1].path, options.destination)
     return _list(found) if options.command == "list" else _verify(found)
 
 
@@ -143,6 +148,16 @@ def _prune(directory: Path, keep_last: int, keep_every: int, is_dry: bool) -> in
             delete(info)
         print(f"{'would delete' if is_dry else 'deleted'} {info.path}")
     print(f"{len(found) - len(surplus)} of {len(found)} checkpoints stay")
+    return EXIT_OK
+
+
+def _export(checkpoint: Path, destination: Path) -> int:
+    from runtime.checkpoint.export import export
+
+    found = export(checkpoint, destination)
+    print(
+        f"{destination}: {found.tensors} tensors in {found.files} files, {found.bytes / 1e9:.3f} GB"
+    )
     return EXIT_OK
 
 

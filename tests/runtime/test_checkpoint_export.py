@@ -60,6 +60,17 @@ def test_a_run_of_ours_that_deepspeed_saved_reads_the_same(both: tuple[Path, Pat
             assert torch.equal(state.read(name, key, 0, values.numel()), values), (name, key)
 
 
+def test_the_command(both: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a run's folder the newest; the exit status is 2 where it cannot be."""
+    from runtime.checkpoint.__main__ import main
+
+    for number, directory in enumerate((both[0], both[0].parent)):
+        assert main(["export", str(directory), str(tmp_path / f"{number}")]) == 0
+        assert (tmp_path / f"{number}" / "model.safetensors").is_file()
+    assert main(["export", str(both[0]), str(tmp_path / "0")]) == 2
+    assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "x")]) == 2
+
+
 def test_what_cannot_be_exported_says_so(both: tuple[Path, Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(both[0], tmp_path / "step_00000003"))
     state = copy / "training" / "state.json"

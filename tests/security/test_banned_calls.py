@@ -7,7 +7,6 @@ import pytest
 from tests.architecture.source import ROOMS, sources
 from tests.security.gate import READS_PICKLES, offences
 
-
 # Measures what torch.save and its like do under faults, with files that it has written itself.
 PEERS = ("benchmarks/fault_peers.py", "benchmarks/faults.py")
 
