@@ -233,8 +233,8 @@ def _moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> tor
     except UserError as error:
         # Its weights were there.
         raise UserError(
-            f"{error}: it was written with another optimizer, or its groups were others; restore "
-            "optim.name, or choose another run.dir"
+            f"optim.name: the checkpoint has no {key} of {name}, so another optimizer wrote it; "
+            "restore optim.name, or choose another run.dir"
         ) from error
 
 
