@@ -97,7 +97,7 @@ class Supervisor:
             if restarts >= self._limits.max_restarts:
                 return self._give_up(f"it was started again {restarts} times")
             restarts += 1
-            pause = min(2.0 ** (restarts - 1), 30.0)
+            pause = min(2.0 ** (in_place - 1), 30.0)  # short again after progress
             _say(f"restart {restarts} of {self._limits.max_restarts} in {pause:.0f} s")
             self._pause(pause)
             if self._asked:
@@ -193,6 +193,7 @@ class Local:
 
     def _judge(self, told: dict[int, dict[str, Any]]) -> End:
         code = self._process.returncode
+        failure = None
         code = 128 - code if code < 0 else code  # as shells say it
         statuses = {values.get("status") for values in told.values()}
         run_dirs = [Path(v["run_dir"]) for v in told.values() if "run_dir" in v]
@@ -211,7 +212,11 @@ class Local:
         why, step = f"the command ended with status {code}", -1
         if run_dirs:
             step = last_step(run_dirs[0] / "health")
-            why = first_failure(run_dirs[0] / "health", self._began) or why
+            failure = first_failure(run_dirs[0] / "health", self._began)
+        if failure is not None:
+            why = told_of(failure)
+            if failure["kind"] == "launcher" and self._stopping is None:
+                status = EXIT_FAILED  # the ranks have saved and said 75, but nobody asked for it
         return End(status, step, why)
 
 
@@ -221,15 +226,18 @@ def last_step(health: Path) -> int:
     return max((beat["step"] for beat in beats if beat), default=-1)
 
 
-def first_failure(health: Path, since: float) -> str | None:
-    """What went wrong first, in the last start of a run: the rank, and its traceback's end."""
+def first_failure(health: Path, since: float) -> dict[str, Any] | None:
+    """What went wrong first in the last start of a run, on whichever machine."""
     found = [read_json(path) for path in sorted(health.glob("failure_*.json"))]
     recent = [failure for failure in found if failure and failure["time"] >= since]
-    if not recent:
-        return None
-    lines = recent[-1].get("traceback", "").rstrip().splitlines()
+    return recent[-1] if recent else None
+
+
+def told_of(failure: dict[str, Any]) -> str:
+    """The rank and what happened to it, with its traceback's end."""
+    lines = failure.get("traceback", "").rstrip().splitlines()
     tail = "".join(f"\n    {line}" for line in lines[-_TRACEBACK_LINES:])
-    return f"the first failure: {recent[-1]['what']}{tail}"
+    return f"the first failure: {failure['what']}{tail}"
 
 
 def _say(text: str) -> None:

@@ -16,12 +16,17 @@ DIRECTORY = "INGOT_SUPERVISOR"  # environment variable
 _told: dict[str, Any] = {}
 
 
+def has_told(name: str) -> bool:
+    """Whether this rank has told so, or would have if there were a supervisor."""
+    return name in _told
+
+
 def tell(**values: Any) -> None:
     """Add to what the supervisor knows of this rank, such as `run_dir` or `status`."""
+    _told.update(values)
     directory = os.environ.get(DIRECTORY)
     if not directory:
         return
-    _told.update(values)
     path = Path(directory) / f"rank_{int(os.environ.get('RANK', '0')):05d}.json"
     with contextlib.suppress(OSError):  # a supervisor that has gone, or a full disk
         temporary = path.with_suffix(f".{os.getpid()}")

@@ -50,6 +50,7 @@ class StopRequest:
             for child, parent in self._watched.items():
                 if _parent_of(child) != parent:
                     self.reason = "the launcher is gone"
+                    outcome.tell(launcher_gone=True)
         return self.reason is not None
 
     def restore(self) -> None:

@@ -101,6 +101,8 @@ class Watchdog:
         `step` tightens the deadline.
         """
         last = self._beat
+        if outcome.has_told("launcher_gone"):
+            self._tell_launcher_gone()
         self._beat = Beat(
             last.sequence + 1,
             last.step if step is None else step,
@@ -109,6 +111,11 @@ class Watchdog:
             phase,
         )
         self._write()
+
+    def _tell_launcher_gone(self) -> None:
+        """To the supervisors on all machines: the run ends in good order, but nobody asked."""
+        what = f"the launcher of rank {self._ranks.rank} was killed; the run was saved"
+        self._first_failure("launcher", what)
 
     def pulse(self) -> None:
         """Say that a save or a start goes on, from any thread; it counts while the loop waits."""
@@ -157,15 +164,18 @@ class Watchdog:
                 time.sleep(0.05)  # its watcher may need a moment
         trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
         what = f"rank {self._ranks.rank} failed: {_last_line(error)}"
-        state = {"rank": self._ranks.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        beat = self._beat._asdict()
-        failure = {**state, **beat, "kind": "failed", "what": what, "time": time.time()}
-        if watcher.first_failure(self._health, self._token, {**failure, "traceback": trace}):
+        if self._first_failure("failed", what, traceback=trace):
             return None
         first = watcher.read_json(path)
         if first is None or first["rank"] == self._ranks.rank or isinstance(error, UserError):
             return None
         return f"rank {self._ranks.rank} cannot go on: {first['what']} (details in {path})"
+
+    def _first_failure(self, kind: str, what: str, **more: str) -> bool:
+        state = {"rank": self._ranks.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        described = {"kind": kind, "what": what, "time": time.time(), **more}
+        failure = {**state, **self._beat._asdict(), **described}
+        return watcher.first_failure(self._health, self._token, failure)
 
 
 def _last_line(error: BaseException) -> str:

@@ -179,7 +179,7 @@ class Watcher:
                 self._end_rank()
             return
         failure = read_json(self.health / f"failure_{self.settings.token}.json")
-        if failure is None:
+        if failure is None or failure["kind"] == "launcher":  # it is saved, and ends by itself
             return
         if failure["kind"] == "hang":
             self._report()

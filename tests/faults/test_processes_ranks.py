@@ -21,6 +21,7 @@ from runtime.records import read_metrics
 from runtime.signals import STOPS
 from tests.faults.harness import Run, until
 from tests.faults.runs import Runs
+from tests.faults.sockets import is_loopback, listeners
 from tests.processes import free_port
 
 TIMEOUT_S = 5.0
@@ -228,3 +229,14 @@ def test_p3_a_second_signal_ends_at_once_and_leaves_what_was_saved(runs: Runs) -
     assert time.monotonic() - began < 5
     (found,) = list_checkpoints(runs.path("twice") / "checkpoints")
     assert verify(found.path) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_x7_no_listener_beyond_loopback(runs: Runs, ranks: int) -> None:
+    run = runs.start(runs.config("ports", steps=100_000), ranks=ranks)
+    until(lambda: len(read_metrics(runs.path("ports") / "metrics.jsonl")) > 1, "the second step")
+    found = [address for process in run for address in listeners(process.pid)]
+    assert all(is_loopback(address) for address in found), found
+    assert (ranks > 1) <= bool(found), "ranks listen to one another"
+    assert runs.path("ports").stat().st_mode & 0o777 == 0o700
+    run.kill()

@@ -29,6 +29,7 @@ def main() -> None:
     if word.isdigit():
         (run_dir / "health" / "rank_00000.json").write_text(json.dumps({"step": int(word)}))
         failure = {
+            "kind": "failed",
             "what": f"rank 0 failed after {word}",
             "time": time.time(),
             "traceback": "T\nE: x",
