@@ -4,11 +4,14 @@ INGOT_FAULTS in the environment holds a JSON list of faults. Each has a `kind` (
 perhaps a `rank` (all ranks without one), and the kind's own values:
 
 step       do, step                before the step-th optimizer step of this process, counted from 1
-op         do, op, under, [times]  at the op-th change of the disk below a folder, counted from 1
+op         do, op, under, [times, first]
+                                   at the op-th change of the disk below a folder, counted from 1,
+                                   once the step `first` has begun
 call       do, what, [times]       at the first calls of a function, given as module.name
 limit_files bytes                  from the start, no file may grow beyond it, as on a full disk
-write      do, after, under, [times]
+write      do, after, under, [times, first]
                                    at writes below a folder, once so many bytes were written there
+                                   since the step `first` began
 value      name, value             a module's constant, as module.NAME
 little_room bytes                  so much is free on every disk
 record_ops path, under             write down when and what those changes are
@@ -75,10 +78,14 @@ def step(do: str, step: int) -> None:
     _before_step.append(at)
 
 
-def op(do: str, op: int, under: str, times: int = 1) -> None:
-    def at(number: int, _text: str) -> None:
-        if op <= number < op + times:
-            strike(do)
+def op(do: str, op: int, under: str, times: int = 1, first: int = 0) -> None:
+    has_begun, count = _once_begun(first), [0]
+
+    def at(_number: int, _text: str) -> None:
+        if has_begun():
+            count[0] += 1
+            if op <= count[0] < op + times:
+                strike(do)
 
     _watch_disk(Path(under), at)
 
@@ -97,12 +104,22 @@ def call(do: str, what: str, times: int = 1) -> None:
     setattr(module, name, wrapped)
 
 
-def write(do: str, after: int, under: str, times: int = 1) -> None:
+def _once_begun(step: int) -> Callable[[], bool]:
+    """Whether a step of this process has begun; 0: from the start."""
+    latest = [0]
+    if step:
+        _before_step.append(lambda number, _engine: latest.__setitem__(0, number))
+    return lambda: latest[0] >= step
+
+
+def write(do: str, after: int, under: str, times: int = 1, first: int = 0) -> None:
+    has_begun = _once_begun(first)
     prefix, left, lock = f"{os.path.realpath(under)}/", [times, after], threading.Lock()
     real = os.write
 
     def wrapped(descriptor: int, data: Any) -> int:
-        if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(prefix):
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if has_begun() and path.startswith(prefix):
             with lock:
                 left[1] -= len(data)
                 strikes = left[1] < 0 < left[0]
