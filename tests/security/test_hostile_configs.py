@@ -106,7 +106,7 @@ BOMBS: dict[str, str | bytes] = {
     "deep blocks": "\n".join(" " * n + "a:" for n in range(1400)),
     "deep sequences": "- " * 20_000 + "1",
     "a large file": b"a: " + b"x" * MAX_CONFIG_BYTES,
-    "many keys": "\n".join(f"k{n}: 1" for n in range(20_000)),
+    "many keys": "\n".join(f"k{n}: 1" for n in range(5_000)),
     "a large number": "steps: " + "9" * 100_000,
     "a large exponent": "optim: {lr: 1e999999999}\nsteps: 1",
     "not a number": "optim: {lr: .nan}\nsteps: 1",
