@@ -275,7 +275,9 @@ def stopped_rank(server: ForkServer, directory: Path, timeout_s: int) -> dict[st
         "process_group_names_the_rank": "rank 1" in said.replace("--- rank 1", ""),
         "watchdog_s": round(time.monotonic() - began, 2),
         "watchdog_statuses": statuses,
-        "watchdog_says": [line for line in run.output().splitlines() if "rank 1 " in line][:3],
+        "watchdog_says": [
+            line.split(";")[0] for line in run.output().splitlines() if "rank 1 " in line
+        ][:3],
     }
 
 
