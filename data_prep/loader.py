@@ -139,10 +139,6 @@ class Loader:
     def _following(self, step: int) -> int:
         return self._skipped.next_kept(step + 1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets."""
-        return {**self.__dict__, "_workers": None}
-
     def close(self) -> None:
         """End the workers, if there are any. Iterating again would start others."""
         if self._workers is not None:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from runtime.errors import EXIT_FAILED, UserError
+from runtime.errors import EXIT_FAILED, EXIT_OK, UserError
 
 Arrays = dict[str, npt.NDArray[Any]]
 Make = Callable[[int], Mapping[str, npt.ArrayLike]]
@@ -163,6 +163,7 @@ def _work(number: int, channel: socket.socket, packed: bytes) -> None:
         while True:
             (step,) = _STEP.unpack(_receive(channel, _STEP.size))
             _send(channel, *_make(number, make, step))
+    os._exit(EXIT_OK)  # nothing is open; to take an interpreter apart can take a second
 
 
 def _make(number: int, make: Make, step: int) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:

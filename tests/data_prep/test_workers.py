@@ -204,4 +204,4 @@ def test_no_worker_outlives_its_trainer(prepared, then: str, status: int) -> Non
             assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text(), "none could be left"
         trainer.kill()
     assert trainer.wait(timeout=30) == status
-    assert gone_within(pids, 5)
+    assert gone_within(pids, 10)

@@ -91,6 +91,8 @@ def test_what_a_data_worker_gets_makes_the_same_batches(make, objective, setting
     sent = ForkingPickler.dumps(own.batch)
     assert len(sent) < 2e6 + 20 * shards.tokens  # the mixture's table; no dictionary of jieba's
     copied = ForkingPickler.loads(sent)
+    assert own.shards[0]._open
+    assert not copied.__self__.shards[0]._open, "the files' bytes would travel too"
     assert all(equal(copied(step), batch) for step, batch in enumerate(batches))
 
 
