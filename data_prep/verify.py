@@ -1,6 +1,6 @@
 """Check a prepared directory against its manifest: every file, every byte."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,17 @@ from runtime.errors import UserError
 _CHUNK = 1 << 24  # tokens looked at together
 
 
-def verify_directory(directory: Path) -> list[str]:
+def verify_directory(directory: Path, beat: Callable[[], None] = lambda: None) -> list[str]:
     """Every problem of a directory, a line each that names the file; empty means sound.
 
-    Raises UserError where the manifest itself cannot be read.
+    beat: called after each file. Raises UserError where the manifest itself cannot be read.
     """
-    return list(problems_of(directory, manifest.load(directory)))
+    return list(problems_of(directory, manifest.load(directory), beat))
 
 
-def problems_of(directory: Path, listed: Manifest) -> Iterator[str]:
+def problems_of(
+    directory: Path, listed: Manifest, beat: Callable[[], None] = lambda: None
+) -> Iterator[str]:
     """Yield the problems of a directory's files, cheapest checks first."""
     own = manifest.fingerprint(listed.plan, listed.tokenizer.sha256, listed.shards)
     if own != listed.fingerprint:
@@ -33,6 +35,7 @@ def problems_of(directory: Path, listed: Manifest) -> Iterator[str]:
     named = {problem.partition(":")[0] for problem in wrong_size}
     for entry in listed.files():
         path = directory / entry.file
+        beat()
         if str(path) not in named and file_sha256(path) != entry.sha256:
             named.add(str(path))
             yield f"{path}: its content changed (SHA-256 differs); prepare the data again"

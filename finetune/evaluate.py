@@ -1,6 +1,6 @@
 """Class probabilities of a whole set, each example computed once, by one rank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,25 @@ LogProbabilities = npt.NDArray[np.float32]  # (N, classes), natural logarithm
 
 
 def log_probabilities(
-    net: Model, data: Encoded, ranks: Ranks, batch_size: int, pad_id: int
+    net: Model,
+    data: Encoded,
+    ranks: Ranks,
+    batch_size: int,
+    pad_id: int,
+    *,
+    beat: Callable[[], None] = lambda: None,
 ) -> LogProbabilities:
     """Classify every example; every rank gets all rows, in the order of the set. Collective.
 
-    The GPU holds one batch at a time, results go to host memory at once. Raises UserError where
-    the model returns something that is no number.
+    beat: called after each batch. The GPU holds one batch at a time, results go to host memory at
+    once. Raises UserError where the model returns something that is no number.
     """
     order = longest_first(np.arange(len(data)), data.lengths)
     was_training = net.training
     net.eval()
     out: LogProbabilities = np.full((len(data), net.config.num_labels), np.nan, dtype=np.float32)
     for group in pieces(order, batch_size * ranks.world_size):
+        beat()
         own = np.ascontiguousarray(group[ranks.rank :: ranks.world_size])  # as orjson wants it
         rows = classify(net, collate(data, own, pad_id), ranks.device) if len(own) else own
         for indices, values in _exchange(own, rows):

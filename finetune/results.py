@@ -50,7 +50,7 @@ def write_results(session: Session) -> None:
     except CheckpointError as error:
         raise UserError(f"the best model can't be read back: {error}") from error
     batch_size = session.config.micro_batch_size(ranks.world_size)
-    rows = log_probabilities(net, data, ranks, batch_size, tokenizer.pad_id)
+    rows = log_probabilities(net, data, ranks, batch_size, tokenizer.pad_id, beat=session.beat)
     predicted = rows.argmax(-1)
     report = {
         "split": split,

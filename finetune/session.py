@@ -38,7 +38,7 @@ from runtime.checkpoint.saver import Saver
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import MetricsLog, Progress, device_name
-from runtime.run_directory import newest_checkpoint, prepare_run_directory
+from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
 
 _RESULTS = ("report.json", "predictions.jsonl")
@@ -58,6 +58,7 @@ class Session:
     replicas: Replicas
     progress: Progress
     saver: Saver
+    beat: Callable[[], None]  # a sign of life for the watchdog
     log: MetricsLog | None = None  # on the main rank
     step: int = 0
     tokens_seen: int = 0
@@ -103,9 +104,8 @@ class Session:
         """Score the dev set, and publish the model if it is the best so far. Collective."""
         config = self.config
         batch_size = config.micro_batch_size(self.ranks.world_size)
-        rows = log_probabilities(
-            self.replicas.module, self.dev, self.ranks, batch_size, self.tokenizer.pad_id
-        )
+        net, pad_id = self.replicas.module, self.tokenizer.pad_id
+        rows = log_probabilities(net, self.dev, self.ranks, batch_size, pad_id, beat=self.beat)
         scores = metrics.scores(self.dev.labels, rows.argmax(-1))
         loss = -float(rows[np.arange(len(rows)), self.dev.labels].mean(dtype=np.float64))
         score = scores[config.evaluate.metric]
@@ -167,7 +167,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     sets, problems = read_sets(config)
     if problems:  # the files changed since they were checked
         raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
-    prepare_run_directory(config.run_dir, config)
+    prepare_run_directory(config.run_dir)
     resumed = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     source = resumed.path if resumed else _initial_model(Path(config.model), ranks)
     net, notes = _load(source, sets.labels, config, is_resumed=resumed is not None)
@@ -190,9 +190,12 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         say=progress.say,
         beat=beat,
     )
-    session = Session(config, ranks, sets, train, dev, plan, tokenizer, replicas, progress, saver)
+    session = Session(
+        config, ranks, sets, train, dev, plan, tokenizer, replicas, progress, saver, beat
+    )
     if resumed is not None:
         _restore(session, resumed)
+    describe_run(config.run_dir, config)
     dist.together(partial(_tidy, session), only_main=True)
     if ranks.is_main:
         session.log = MetricsLog(

@@ -81,7 +81,7 @@ class Remote:
             self._hosts.append(_Host(host, [*supervise, *torchrun, *script]))
         self._kill_at = float("inf")
         self._grace_s = limits.grace_s
-        self._signals = 0
+        self._heard: set[int] = set()
 
     def poll(self) -> int | None:
         """A status once all have ended; when one fails, the others are asked to."""
@@ -95,9 +95,9 @@ class Remote:
 
     def stop(self, number: int) -> None:
         """Ask all to save and leave; at the second signal they have a moment only."""
-        self._signals += 1
         # As long as their saves take; a lost connection is ssh's to find.
-        self._stop_all(float("inf") if self._signals == 1 else 5.0)
+        self._stop_all(5.0 if number in self._heard else float("inf"))
+        self._heard.add(number)
 
     def _stop_all(self, patience_s: float) -> None:
         self._kill_at = min(self._kill_at, time.monotonic() + patience_s)

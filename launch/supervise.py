@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from launch import leftovers
 from runtime import hang, outcome
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
-from runtime.signals import STOPS
+from runtime.signals import STOPS, StopRequest
 from runtime.watcher import read_json
 
 END = "ingot-end "
@@ -76,6 +76,7 @@ class Supervisor:
             self._input.register(sys.stdin.fileno(), select.POLLIN)
         self._until_eof = until_eof
         self._asked: list[int] = []  # signals, in their order
+        self._heard: dict[int, float] = {}  # when each came first
 
     def run(self) -> int:
         """Run to the end; returns the exit status."""
@@ -126,7 +127,11 @@ class Supervisor:
         return EXIT_FAILED
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._asked.append(number)
+        # As the ranks do: at once twice is once, after a moment it means at once.
+        now = time.monotonic()
+        first = self._heard.setdefault(number, now)
+        if first == now or now - first > StopRequest.same_request_s:
+            self._asked.append(number)
 
 
 class Local:

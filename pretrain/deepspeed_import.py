@@ -28,7 +28,7 @@ from runtime.checkpoint.slices import slice_name, write_slices
 from runtime.config import load
 from runtime.deepspeed_checkpoint import MASTER, MOMENTS, DeepSpeedCheckpoint, open_checkpoint
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
-from runtime.run_directory import prepare_run_directory
+from runtime.run_directory import describe_run, prepare_run_directory
 
 USAGE = """\
 usage: python -m pretrain import-deepspeed CONFIG.yaml DS_DIR [--tag TAG] [key=value …]
@@ -159,7 +159,8 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
         "versions": provenance.versions(),
         "world_size": 1,
     }
-    prepare_run_directory(config.run_dir, config)
+    prepare_run_directory(config.run_dir)
+    describe_run(config.run_dir, config)
     attempt = Attempt(root, source.step)
     attempt.begin()
     try:

@@ -1,6 +1,6 @@
 """Loss and accuracy on the validation split."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ class Validation:
     def __init__(self, config: PretrainConfig, shards: Shards, objective: Objective) -> None:
         self._config, self._shards, self._objective = config, shards, objective
 
-    def __call__(self, engine: Engine) -> Scores:
+    def __call__(self, engine: Engine, beat: Callable[[], None]) -> Scores:
         """Means over all ranks, by their names in metrics.jsonl. Collective.
+
+        beat: called after each batch.
 
         `valid_loss` in nats per predicted token (plus, with pairs, nats per pair); for hidden
         tokens also the share that is guessed right, and `valid_unigram_accuracy`, the share that a
@@ -39,6 +41,7 @@ class Validation:
         targets = np.zeros(self._shards.vocab_size if is_masked else 0, dtype=np.int64)
         with engine.evaluating() as module:
             for batch in self._batches(engine):
+                beat()
                 found = count(batch)
                 (on_device,) = split(batch, len(batch["targets"]), engine.ranks.device)
                 sums += _sums(module, on_device, found)

@@ -60,12 +60,14 @@ def roll_back(session: Session, why: str, window: tuple[int | None, int] = (0, 0
             "again: it goes on from the last checkpoint"
         )
     session.saver.wait()
+    session.beat()
     checkpoint = newest_checkpoint(session.config.run_dir / "checkpoints", session.ranks)
     if checkpoint is None:
         raise UserError(
             f"step {left}: {why}: training diverged, and there is no checkpoint to go back to; "
             f"{_MEND}"
         )
+    session.beat()
     kept = {"rollbacks": session.health.rollbacks, "lr_factor": session.health.lr_factor}
     restore(session, checkpoint)
     session.health.load_state_dict({**session.health.state_dict(), **kept})

@@ -31,7 +31,7 @@ from runtime.engine import Engine, StepResult, partitioned_construction
 from runtime.health import Health, Verdict
 from runtime.metrics import MetricsLog, Progress, device_name, record_event
 from runtime.optim import build_optimizer
-from runtime.run_directory import newest_checkpoint, prepare_run_directory
+from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
 
 
@@ -51,6 +51,7 @@ class Session:
     saver: Saver
     export: ModelExport
     health: Health
+    beat: Callable[[], None]  # a sign of life for the watchdog
     step: int = 0
     data_step: int = 0  # of the batch in work; ahead of `step` where data was left out
     tokens_seen: int = 0
@@ -91,6 +92,7 @@ class Session:
         return self.health.judge(
             self.data_step,
             applied=result.applied,
+            has_gradients=math.isfinite(float(result.grad_norm)),
             is_finite=ratio is None or math.isfinite(ratio),
             at_lowest_scale=self.engine.is_at_lowest_scale,
         )
@@ -120,10 +122,10 @@ class Session:
 def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Session:
     """Build a run, or take up the newest whole checkpoint in its directory. Collective.
 
-    beat: called while the run waits for a save.
+    beat: called now and then where a long wait is no hang.
     """
-    prepare_run_directory(config.run_dir, config)
-    dist.together(lambda: verify_data(config), only_main=True)
+    prepare_run_directory(config.run_dir)
+    dist.together(lambda: verify_data(config, beat), only_main=True)
     train = [Shards(source.path, "train") for source in config.data.sources]
     model_config = config.model_config_for(train[0])
     objective = make_objective(config, train, config.run.seed)
@@ -162,10 +164,12 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         ),
         export=_export(engine, objective, train[0], ranks),
         health=Health(config.health),
+        beat=beat,
         attention_length=_attention_length(loader),
     )
     if checkpoint is not None:
         restore(session, checkpoint)
+    describe_run(config.run_dir, config)
     if ranks.is_main:
         session.log = MetricsLog(
             config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard

@@ -114,7 +114,7 @@ def _tell_slow_rank(session: Session, slow: Slow | None) -> None:
 def _evaluate(session: Session) -> None:
     """Record the scores on the validation split. Collective."""
     assert session.validation is not None
-    scores = session.validation(session.engine)
+    scores = session.validation(session.engine, session.beat)
     session.record(**scores)
     told = ", ".join(
         f"{name.removeprefix('valid_').replace('_', ' ')} {value:.4f}"

@@ -1,5 +1,6 @@
 """Every byte of the training data is hashed before the first step, once for a run and its data."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -11,8 +12,11 @@ from runtime.errors import UserError
 RECORD = "verified_data.json"
 
 
-def verify_data(config: PretrainConfig) -> None:
-    """Hash all shards, unless this run did and no file has changed since. Raises UserError."""
+def verify_data(config: PretrainConfig, beat: Callable[[], None]) -> None:
+    """Hash all shards, unless this run did and no file has changed since. Raises UserError.
+
+    beat: called after each file.
+    """
     if not config.data.verify:
         return
     record = config.run_dir / RECORD
@@ -22,7 +26,7 @@ def verify_data(config: PretrainConfig) -> None:
         return
     for path in paths:
         print(f"verifying {path} …", flush=True)
-        problems = verify_directory(Path(path))
+        problems = verify_directory(Path(path), beat)
         if problems:
             raise UserError(f"{problems[0]}; prepare the data again, or restore the file")
     record.write_bytes(orjson.dumps(state))

@@ -64,12 +64,19 @@ class Health:
         return loss > mean + sigmas * deviation
 
     def judge(
-        self, data_step: int, *, applied: bool, is_finite: bool, at_lowest_scale: bool | None
+        self,
+        data_step: int,
+        *,
+        applied: bool,
+        is_finite: bool,
+        at_lowest_scale: bool | None,
+        has_gradients: bool = True,
     ) -> Verdict | None:
         """What follows from a step; None where nothing was wrong with it.
 
         data_step: its batch. applied: whether it changed the weights; is_finite: whether they are
-        finite after it. at_lowest_scale: of fp16's loss scaling; None without.
+        finite after it. at_lowest_scale: of fp16's loss scaling; None without. has_gradients:
+        whether those were finite.
         """
         is_spike, self._is_spike = self._is_spike, False
         if not is_finite:
@@ -77,7 +84,7 @@ class Health:
         if applied:
             self._skipped.clear()
             return Verdict("spike", "log") if is_spike else None
-        if is_spike:
+        if is_spike and has_gradients:
             return self._after_spike(data_step)
         if at_lowest_scale is False:
             return None  # fp16 is looking for a scale that fits: nothing is wrong

@@ -26,12 +26,13 @@ class MetricsLog:
         self._run_dir = run_dir
         self._path = run_dir / "metrics.jsonl"
         self._tensorboard = tensorboard
+        self._pending = b""
         self._open(resume_step)
 
     def _open(self, resume_step: int) -> None:
         try:
             keep_until(self._path, resume_step)
-            self._file = self._path.open("ab")
+            self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
         self._writer: Any = None
@@ -44,15 +45,19 @@ class MetricsLog:
     def rewind(self, step: int) -> None:
         """Drop the records after a step, which the run has gone back to."""
         self.close()
+        self._pending = b""
         self._open(step)
 
     def record(self, step: int, **values: Any) -> None:
-        """Write one record. NaN and infinity become null, as JSON has no word for them."""
-        try:
-            self._file.write(orjson.dumps({"step": step, **_finite(values)}) + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
+        """Write one record. NaN and infinity become null, as JSON has no word for them.
+
+        What a full disk does not take is kept and written later: whether the run can go on is for
+        its saves to find out.
+        """
+        self._pending += orjson.dumps({"step": step, **_finite(values)}) + b"\n"
+        with contextlib.suppress(OSError):
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -140,15 +145,18 @@ class Progress:
             return
         self._last = now
         line = f"step {step}/{self._total}  {_format(values)}{self._remaining(now, step)}"
-        self._stream.write(f"\r\033[K{line}" if self._live else f"{line}\n")
+        self._write(f"\r\033[K{line}" if self._live else f"{line}\n")
         if self._live and is_last:
-            self._stream.write("\n")
-        self._stream.flush()
+            self._write("\n")
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        self._stream.write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
-        self._stream.flush()
+        self._write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk ends no run
+            self._stream.write(text)
+            self._stream.flush()
 
     def _remaining(self, now: float, step: int) -> str:
         start, first = self._started or (now, step)

@@ -1,5 +1,7 @@
 """The directory of a run: what is written when it starts, and where it goes on."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import orjson
@@ -8,21 +10,55 @@ import pydantic
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, list_checkpoints, verify
 from runtime.checkpoint.commit import sweep
-from runtime.checkpoint.format import checkpoints_in, newest_of
+from runtime.checkpoint.format import checkpoints_in, newest_of, step_dir
 from runtime.config import to_yaml
 from runtime.dist import Ranks
 from runtime.errors import UserError
 
 
-def prepare_run_directory(run_dir: Path, config: pydantic.BaseModel) -> None:
-    """Make the directory and store what the run is made of. Collective; the main rank writes."""
+def prepare_run_directory(run_dir: Path) -> None:
+    """Make the directory, alone in it, and put away what a killed run left. Collective.
+
+    Raises UserError where another process trains there.
+    """
+
+    def prepare() -> None:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _lock(run_dir)
+        sweep(run_dir / "checkpoints")
+
+    dist.together(prepare, only_main=True)
+
+
+def _lock(run_dir: Path) -> None:
+    """Hold the directory until this process ends: two runs in one would mix their saves."""
+    file = (run_dir / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise UserError(
+            f"{run_dir}: process {file.read().strip() or 'unknown'} is training here; wait for it, "
+            "or choose another run.dir"
+        ) from error
+    except OSError:
+        return  # a file system without locks
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    dist.before_shutdown(file.close)
+
+
+def describe_run(run_dir: Path, config: pydantic.BaseModel) -> None:
+    """Store what the run is made of, once it is sure to go on so. Collective."""
 
     def write() -> None:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        sweep(run_dir / "checkpoints")
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         versions = orjson.dumps(provenance.versions(), option=orjson.OPT_INDENT_2)
-        (run_dir / "versions.json").write_bytes(versions)
+        documents = {"config.yaml": to_yaml(config).encode(), "versions.json": versions}
+        for name, content in documents.items():
+            temporary = run_dir / f".{name}.tmp"
+            temporary.write_bytes(content)
+            temporary.replace(run_dir / name)
 
     dist.together(write, only_main=True)
 
@@ -34,13 +70,17 @@ def newest_checkpoint(root: Path, ranks: Ranks) -> CheckpointInfo | None:
     checkpoints and none is whole.
     """
     root = checkpoints_in(root)
-    candidates = list_checkpoints(root)
-    seen = dist.gather_text(orjson.dumps([info.step for info in candidates]).decode())
-    if len(set(seen)) > 1:
-        raise UserError(
-            f"{root}: ranks see different checkpoints here; all must see one run.dir (a shared "
-            "file system)"
-        )
+    # The main rank's list counts: it alone makes and deletes checkpoints, perhaps just now.
+    steps = orjson.loads(
+        dist.gather_text(orjson.dumps([info.step for info in list_checkpoints(root)]).decode())[0]
+    )
+    candidates = [CheckpointInfo(step, step_dir(root, step)) for step in steps]
+    missing = [str(info.path) for info in candidates if not info.path.is_dir()]
+    dist.raise_together(
+        f"{missing[0]}: not to be seen here; all ranks must see one run.dir (a shared file system)"
+        if missing
+        else None
+    )
 
     def problems_of(checkpoint: Path) -> list[str]:
         own = verify(checkpoint, ranks.rank, ranks.world_size)

@@ -118,10 +118,9 @@ class Watchdog:
         self._first_failure("launcher", what)
 
     def pulse(self) -> None:
-        """Say that a save or a start goes on, from any thread; it counts while the loop waits."""
-        if self._beat.phase in ("save", "start"):
-            self._beat = self._beat._replace(sequence=self._beat.sequence + 1)
-            self._write()
+        """Say that a long wait within a phase goes on; from the thread of the loop alone."""
+        self._beat = self._beat._replace(sequence=self._beat.sequence + 1)
+        self._write()
 
     def close(self) -> None:
         """End the watch of a rank that is done. While an exception passes, it was a failure."""

@@ -276,7 +276,8 @@ class Watcher:
             quiet = quiet + 1 if now == size and now > 0 else 0
             size = now
         # The signal may have woken it: it must not train on until it is ended.
-        os.kill(self.pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGSTOP)
         data = os.pread(self.settings.stacks_fd, max(size, 0), 0)
         return data.decode("utf-8", errors="replace")
 
@@ -285,9 +286,12 @@ class Watcher:
         found = hang.process(pid)
         if found is None or found.state == "Z" or not hang.catches(pid, signal.SIGUSR2):
             return False
-        os.kill(pid, signal.SIGUSR2)
-        if found.state in "Tt":
-            os.kill(pid, signal.SIGCONT)
+        try:
+            os.kill(pid, signal.SIGUSR2)
+            if found.state in "Tt":
+                os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            return False  # gone in between
         return True
 
     def _save_stacks(self, stacks: str, state: dict[str, Any] | None = None) -> None:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from runtime.checkpoint.commit import sweep
 from runtime.checkpoint.format import (
     MANIFEST,
     TRAINING,
@@ -140,8 +139,6 @@ def _prune(directory: Path, keep_last: int, keep_every: int, is_dry: bool) -> in
         )
     root = checkpoints_in(directory)
     found = _find(directory)
-    if not is_dry:
-        sweep(root)
     surplus = to_delete(root, keep_last, keep_every)
     for info in surplus:
         if not is_dry:

@@ -170,7 +170,8 @@ def _is_inside(file: Path, root: Path) -> bool:
 
 
 def _files_in(root: Path) -> set[str]:
-    names = {p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()}
+    found = (p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
+    names = {p.relative_to(root).as_posix() for p in found}
     return names - {MANIFEST}
 
 

@@ -97,13 +97,15 @@ class Saver:
         self._memory = HostMemory()
         self._save: _Save | None = None
         self._whole: set[int] = set()  # steps whose bytes this process wrote or verified
-        self._written = 0  # bytes so far: a sign of life,
-        self._is_acting = False  # as is that others are waited for
+        self._written = 0  # bytes so far: a sign of life
         dist.before_shutdown(self._end)
 
     def trust(self, checkpoint: CheckpointInfo) -> None:
-        """Take a checkpoint for whole: the caller has verified it."""
-        self._whole.add(checkpoint.step)
+        """Take this checkpoint, and no other, for whole: the caller has just verified it.
+
+        What this process wrote may have been found damaged since.
+        """
+        self._whole = {checkpoint.step}
 
     def look_ahead(self, need: int | None = None) -> None:
         """Warn where the disk may not hold the next checkpoint, before it is lost. Main rank.
@@ -158,7 +160,8 @@ class Saver:
         seen = -1
         while self._save.thread.is_alive():
             self._save.thread.join(timeout=0.5)
-            if seen != self._written or not self._is_acting:
+            # Waiting for other ranks is no progress: theirs is seen by the watchers of all.
+            if seen != self._written:
                 seen = self._written
                 self._beat()
         error, self._save = self._save.error, None
@@ -201,7 +204,9 @@ class Saver:
                 if pause is None or error.is_final:
                     raise
                 self._say(f"warning: step {save.step} not saved yet: {error}; trying again")
+                self._progress(1)  # a pause is no hang
                 time.sleep(pause)
+                self._progress(1)
         self.committed = save.step
         self._whole.add(save.step)
         self._say(f"saved {self._root / f'step_{save.step:08d}'}")
@@ -237,14 +242,12 @@ class Saver:
         """
         report: dict[str, Any] = {}
         if not only_main or self._ranks.is_main:
-            self._is_acting = True
             try:
                 report["value"] = action()
             except OSError as error:
                 report["error"] = str(error)
             except Exception as error:
                 report |= {"error": str(error) or repr(error), "is_final": True}
-            self._is_acting = False
         texts = dist.gather_text(orjson.dumps(report).decode(), self._group)
         reports = [orjson.loads(text) for text in texts]
         is_final = any(report.get("is_final") for report in reports)
@@ -282,6 +285,7 @@ class Saver:
 
     def _is_whole(self, info: CheckpointInfo) -> bool:
         if info.step not in self._whole:
+            self._progress(1)
             problems = verify(info.path)
             if problems:
                 self._say(f"warning: not counted as a checkpoint: {problems[0]}")
