@@ -116,7 +116,11 @@ def test_watchers_and_workers_end_with_their_rank(tmp_path: Path) -> None:
     (rank,) = start_ranks(arguments)
     assert rank.stdout is not None
     rank.stdout.readline()
-    time.sleep(0.4)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "health" / "rank_00000.json").exists():  # its watcher looks by now
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
     children = hang.children(rank.pid)
     assert len(children) == 2, "the watcher and a worker"
     rank.kill()
