@@ -69,8 +69,11 @@ def roll_back(session: Session, why: str, window: tuple[int | None, int] = (0, 0
         )
     session.beat()
     kept = {"rollbacks": session.health.rollbacks, "lr_factor": session.health.lr_factor}
+    left_out = session.loader.skipped
     restore(session, checkpoint)
     session.health.load_state_dict({**session.health.state_dict(), **kept})
+    for earlier in left_out:  # of roll-backs since that checkpoint
+        session.loader.skip(*earlier)
     first, stop = window
     first = session.loader.step if first is None else first
     if stop > first:

@@ -106,6 +106,15 @@ def test_a_run_killed_after_going_back_ends_as_the_one_that_was_not(runs: Runs) 
     assert both[0] == both[1]
 
 
+def test_windows_of_two_roll_backs_to_one_checkpoint_are_both_left_out(runs: Runs) -> None:
+    keys: dict[str, Any] = {"health__max_skipped_steps": 2, "checkpoint__every_steps": 8}
+    config = runs.config("run", steps=16, **keys, **CONSTANT)
+    runs.finish(config, faults=[poison(runs, [9, 10, 12, 13])])
+    windows = [e["window"] for e in events(runs.path("run"), "rollback")]
+    assert windows == [[9, 11], [12, 14]]
+    assert list(steps_of(runs.path("run"))) == list(range(1, 17))
+
+
 def test_nothing_is_saved_while_steps_are_skipped(runs: Runs) -> None:
     config = runs.config("run", steps=9, checkpoint__keep_last=0)
     runs.finish(config, faults=[poison(runs, [6, 7])])

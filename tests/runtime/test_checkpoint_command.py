@@ -81,7 +81,7 @@ def test_prune_leaves_two_whole_ones(run_dir, capsys):
     assert main([*arguments, "--keep-every", "200"]) == 0
     assert "4 of 6 checkpoints stay" in capsys.readouterr().out
     assert steps(run_dir) == [200, 400, 500, 600]
-    assert not leftover.exists()
+    assert leftover.exists()  # it may be a save in flight; a start of the run sweeps it
     assert main(arguments) == 0
     assert steps(run_dir) == [400, 500, 600]  # 500 is damaged
 
