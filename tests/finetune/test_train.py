@@ -61,7 +61,7 @@ def test_a_learnable_task_is_learned(tmp_path):
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         *("best", "checkpoints", "config.yaml", "health", "metrics.jsonl", "predictions.jsonl"),
-        *("report.json", "versions.json"),
+        *(".lock", "report.json", "versions.json"),
     }
 
 

@@ -179,6 +179,21 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert losses(tmp_path / "run") == losses(finished)
 
 
+def test_a_second_run_in_the_same_directory_is_refused(write_config: Write, tmp_path: Path) -> None:
+    path = write_config(steps=100_000, checkpoint__every_steps=0, evaluate__every_steps=0)
+    (first,) = start_ranks(["-m", "pretrain", str(path)])
+    try:
+        wait_for_step(tmp_path / "run", 2)
+        status, output = train(path)
+        assert status == 1
+        assert f"process {first.pid} is training here" in output
+        assert "Traceback" not in output
+    finally:
+        first.kill()
+        first.communicate()
+    assert train(path, "steps=4")[0] == 0  # its lock went with it
+
+
 def test_another_architecture_is_refused(
     write_config: Write, tmp_path: Path, finished: Path
 ) -> None:
