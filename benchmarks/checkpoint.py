@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from model import build, preset
+from model.heads import Model
 from model.init import parameter_groups
 from pretrain.export import ModelExport
 from runtime import dist, provenance, sections
@@ -112,15 +113,16 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, list[float]]:
     ranks = dist.init("cpu", 600)
     engine = new_engine(options, ranks)
     tokenizer = Path(options.tokenizer)
-    export = ModelExport(engine.module, ranks, tokenizer, None)  # type: ignore[arg-type]
-    silent = {"say": lambda _: None, "beat": lambda: None}
+    assert isinstance(engine.module, Model)
+    export = ModelExport(engine.module, ranks, tokenizer, None)
     savers = {
         # Nothing is deleted, nor verified for that, while a save is timed.
         name: Saver(
             root,
             ranks,
             sections.Checkpoint(background=name == "async", keep_last=0),
-            **silent,  # type: ignore[arg-type]
+            say=lambda _: None,
+            beat=lambda: None,
         )
         for name in ("sync", "async")
     }

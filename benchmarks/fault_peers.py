@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ WIDTH = 512  # of the toy network's one matrix; 1 MB of weights, 3 MB with its o
 KEPT = 2
 
 
-class Peer:
+class Peer(ABC):
     """A rank's state, and one way to keep it."""
 
     def __init__(self, root: Path, ranks: Ranks) -> None:
@@ -48,13 +49,13 @@ class Peer:
         """The different numbers that the state holds."""
         return sorted({value for t in self.tensors for value in t.unique().tolist()})
 
+    @abstractmethod
     def save(self, step: int) -> int | None:
         """Save. Collective; returns a step that counts as saved when it returns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self) -> int | None:
         """Load what was saved last. Collective; the step, None where there is nothing."""
-        raise NotImplementedError
 
     def keep_last(self, pattern: str) -> None:
         """Delete all but the newest directories."""

@@ -160,10 +160,6 @@ class Loader:
         """The windows of data steps that are left out, as [first, stop)."""
         return self._skipped.windows
 
-    def data_step(self, position: int) -> int:
-        """The data step of the batch that is handed out after `position` others."""
-        return self._skipped.data_step(position)
-
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of any step, counted from 0."""
         return self._collate(self.samples(step))

@@ -35,17 +35,6 @@ def name_documents(
     return found
 
 
-def told(named: Sequence[dict[str, Any]]) -> str:
-    """The same as one line: `runs/a: documents 3, 7–9 … (40 of train); runs/b: …`."""
-    return "; ".join(
-        f"{entry['source']}: documents "
-        + ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in entry["documents"])
-        + (" …" if "ranges" in entry else "")
-        + f" ({entry['count']} of {entry['split']})"
-        for entry in named
-    )
-
-
 def _joined(ranges: Sequence[range]) -> list[range]:
     """The numbers in any of some ranges, as few ranges in rising order."""
     joined: list[range] = []

@@ -1,6 +1,6 @@
-"""Data steps that are left out: a position of the training run → a data step, and back."""
+"""Data steps that are left out of a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.errors import UserError
@@ -37,26 +37,6 @@ class SkippedSteps:
             if first <= step < stop:
                 return stop
         return step
-
-    def steps_from(self, step: int) -> Iterator[int]:
-        """Yield every data step from `step` on that is not left out, for ever."""
-        while True:
-            step = self.next_kept(step)
-            yield step
-            step += 1
-
-    def data_step(self, position: int) -> int:
-        """The data step of a training position: the kept step that so many kept ones precede."""
-        step = position
-        for first, stop in self.windows:
-            if step < first:
-                break
-            step += stop - first
-        return step
-
-    def position(self, step: int) -> int:
-        """How many kept data steps come before `step`."""
-        return step - sum(min(stop, step) - first for first, stop in self.windows if first < step)
 
     def to_json(self) -> list[list[int]]:
         """The windows as a loader's state holds them."""

@@ -7,7 +7,7 @@ import orjson
 
 from data_prep.verify import verify_directory
 from pretrain.config import PretrainConfig
-from runtime.errors import UserError
+from runtime.errors import EXIT_BAD_INPUT, UserError
 
 RECORD = "verified_data.json"
 
@@ -28,7 +28,10 @@ def verify_data(config: PretrainConfig, beat: Callable[[], None]) -> None:
         print(f"verifying {path} …", flush=True)
         problems = verify_directory(Path(path), beat)
         if problems:
-            raise UserError(f"{problems[0]}; prepare the data again, or restore the file")
+            raise UserError(
+                f"{problems[0]}; prepare the data again, or restore the file",
+                status=EXIT_BAD_INPUT,
+            )
     record.write_bytes(orjson.dumps(state))
 
 

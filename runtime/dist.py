@@ -11,7 +11,7 @@ import torch.distributed as torch_dist
 from safetensors import SafetensorError
 from torch._C._distributed_c10d import HashStore, Store
 
-from runtime.errors import EXIT_BAD_INPUT, UserError
+from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from runtime.rendezvous import Meeting, is_single_node, stay_on_loopback
 
 
@@ -213,25 +213,27 @@ def gather_text(text: str, group: torch_dist.ProcessGroup | None = None) -> list
     return [text.decode().strip("\0") for text in texts]
 
 
-def raise_together(error: str | None) -> None:
+def raise_together(error: str | None, status: int = EXIT_FAILED) -> None:
     """Fail on every rank if any rank has an error, naming the first one. Collective.
 
     Without it one rank would leave while the others wait for it until the timeout.
+    status: what this rank's error would end it with; all end with the first one's.
     """
-    for rank, message in enumerate(gather_text(error or "")):
-        if message:
+    for rank, told in enumerate(gather_text(f"{status} {error}" if error else "")):
+        if told:
+            first, _, message = told.partition(" ")
             prefix = f"rank {rank}: " if world_size_from_env() > 1 else ""
-            raise UserError(f"{prefix}{message}")
+            raise UserError(f"{prefix}{message}", status=int(first))
 
 
 def together(action: Callable[[], None], *, only_main: bool = False) -> None:
     """Write files on every rank, or on the main one; if one fails, all of them do. Collective."""
-    error = None
+    error, status = None, EXIT_FAILED
     if not only_main or rank_from_env() == 0:
         try:
             action()
         except UserError as problem:
-            error = str(problem)
+            error, status = str(problem), problem.status
         except (OSError, SafetensorError, ValueError) as problem:
             error = f"not saved: {problem}; what was saved before is intact"
-    raise_together(error)
+    raise_together(error, status)

@@ -55,16 +55,23 @@ class MetricsLog:
         its saves to find out.
         """
         self._pending += orjson.dumps({"step": step, **_finite(values)}) + b"\n"
-        with contextlib.suppress(OSError):
-            while self._pending:
-                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+        self._write_pending()
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._writer.add_scalar(name, value, step)
 
+    def _write_pending(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+
     def close(self) -> None:
-        """Flush everything to disk."""
+        """Write what is left. Where the disk still takes none, what is lost is told."""
+        self._write_pending()
+        if self._pending:
+            lost = self._pending.count(b"\n")
+            print(f"warning: {self._path}: the last {lost} records are lost", file=sys.stderr)
         self._file.close()
         if self._writer is not None:
             self._writer.close()

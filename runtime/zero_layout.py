@@ -13,7 +13,7 @@ import torch
 
 from runtime import dist, optim
 from runtime.dist import Ranks
-from runtime.errors import UserError
+from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from runtime.muon import Matrices, Muon
 
 MASTER = "master"  # the key of the fp32 weights; the moments have torch's own names
@@ -196,13 +196,13 @@ def load(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: int) -> 
 
     Collective. Raises UserError where the slices are those of another optimizer.
     """
-    error = None
+    error, status = None, EXIT_FAILED
     with torch.no_grad():
         try:
             _load_slices(engine, stage, ranks, read, steps)
         except UserError as problem:
-            error = str(problem)
-        dist.raise_together(error)
+            error, status = str(problem), problem.status
+        dist.raise_together(error, status)
         _refresh_module(engine, stage, ranks)
 
 
@@ -234,7 +234,8 @@ def _moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> tor
         # Its weights were there.
         raise UserError(
             f"optim.name: the checkpoint has no {key} of {name}, so another optimizer wrote it; "
-            "restore optim.name, or choose another run.dir"
+            "restore optim.name, or choose another run.dir",
+            status=EXIT_BAD_INPUT,
         ) from error
 
 

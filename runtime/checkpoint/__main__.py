@@ -1,4 +1,4 @@
-"""`python -m runtime.checkpoint list|verify|prune DIR`: look at checkpoints. Torch-free."""
+"""`python -m runtime.checkpoint list|verify|prune|export DIR`. Torch-free, but for the export."""
 
 import argparse
 import sys

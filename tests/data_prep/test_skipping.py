@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep import Loader, Shards
-from data_prep.naming import name_documents, told
+from data_prep.naming import name_documents
 from data_prep.samples import Seen
 from data_prep.skipping import SkippedSteps
 from runtime.errors import UserError
@@ -33,10 +33,7 @@ def test_windows_are_what_an_enumeration_leaves() -> None:
         kept = [n for n in range(200) if not any(a <= n < b for a, b in windows)]
         ends = [bound for window in skipped.windows for bound in window]
         assert ends == sorted(set(ends)), "sorted, not empty, and none touches another"
-        assert list(islice(skipped.steps_from(0), 100)) == kept[:100]
-        assert [skipped.data_step(position) for position in range(100)] == kept[:100]
         for step in range(100):
-            assert skipped.position(step) == sum(n < step for n in kept)
             assert skipped.next_kept(step) == min(n for n in kept if n >= step)
         assert SkippedSteps.from_json(json.loads(json.dumps(skipped.to_json()))).windows == (
             skipped.windows
@@ -45,8 +42,7 @@ def test_windows_are_what_an_enumeration_leaves() -> None:
 
 def test_a_long_run_takes_no_longer() -> None:
     skipped = SkippedSteps([(10**12, 2 * 10**12)])
-    assert skipped.data_step(10**12) == 2 * 10**12
-    assert skipped.position(2 * 10**12 + 5) == 10**12 + 5
+    assert skipped.next_kept(10**12 + 5) == 2 * 10**12
 
 
 def test_a_roll_back_leaves_the_window_out_and_a_resume_goes_on_exactly(prepared) -> None:
@@ -58,8 +54,8 @@ def test_a_roll_back_leaves_the_window_out_and_a_resume_goes_on_exactly(prepared
     loader.skip(9, 12)
     expected = [0, 1, 2, 3, 4, 7, 8, 12, 13, 14]
     states = []
-    for position, step in enumerate(expected):
-        assert (loader.step, loader.data_step(position)) == (step, step)
+    for step in expected:
+        assert loader.step == step
         states.append(json.loads(json.dumps(loader.state_dict())))
         assert handed_out(loader, 1) == [step]
     assert loader.skipped == ((5, 7), (9, 12))
@@ -78,7 +74,6 @@ def test_what_was_handed_out_stays(prepared) -> None:
     assert loader.skipped == ((6, 8),)
     loader.skip(1, 3)
     assert loader.skipped == ((6, 8),)
-    assert [loader.data_step(position) for position in range(8)] == [*range(6), 8, 9]
     assert handed_out(loader, 2) == [8, 9]
 
 
@@ -110,14 +105,12 @@ def test_documents_of_a_step_are_named_in_few_words(prepared) -> None:
         assert (short["count"], short["ranges"]) == (len(listed), len(named["documents"]))
 
 
-def test_the_line_that_names_documents(prepared) -> None:
+def test_documents_of_several_sources_are_named_apart(prepared) -> None:
     sources = [Shards(prepared), Shards(prepared, "valid"), Shards(prepared)]
     parts = [(0, range(7, 9)), (1, range(3, 4)), (0, range(9, 10)), (0, range(2, 3)), (1, range(0))]
     seen = [Seen(source, documents, range(1)) for source, documents in parts]
     named = name_documents(sources, seen)
-    assert told(named) == (
-        f"{prepared}: documents 2, 7–9 (4 of train); {prepared}: documents 3 (1 of valid)"
-    )
-    assert told(name_documents(sources, seen, most=1)).startswith(
-        f"{prepared}: documents 2 … (4 of train)"
-    )
+    assert [(n["split"], n["documents"], n["count"]) for n in named] == [
+        ("train", [[2, 2], [7, 9]], 4),
+        ("valid", [[3, 3]], 1),
+    ]

@@ -1,7 +1,9 @@
+import errno
 import io
 from pathlib import Path
 
 import orjson
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -79,3 +81,34 @@ def test_memory_is_that_of_this_process() -> None:
     block = torch.ones(16 << 20)  # 64 MiB
     assert memory_bytes(torch.device("cpu")) - before > 50 << 20
     del block
+
+
+def test_what_a_full_disk_did_not_take_is_written_later_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path, resume_step=0, tensorboard=False)
+    real, room = log._file, [30]
+
+    class Disk:
+        """Takes so many bytes, then none."""
+
+        def write(self, data: bytes) -> int:
+            if not room[0]:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken = data[: room[0]]
+            room[0] -= len(taken)
+            return real.write(taken)
+
+        def close(self) -> None:
+            real.close()
+
+    monkeypatch.setattr(log, "_file", Disk())
+    for step in range(1, 6):
+        log.record(step, loss=1.0 / step)
+    room[0] = 1000
+    log.record(6, loss=0.1)
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    room[0] = 0
+    log.record(7, loss=0.1)
+    log.close()
+    assert "the last 1 records are lost" in capsys.readouterr().err
