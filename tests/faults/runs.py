@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
 from runtime.checkpoint import list_checkpoints, verify
 from runtime.records import read_metrics
+from tests import tiny_run
 from tests.faults.harness import ForkServer, Run
 
 
@@ -23,37 +23,15 @@ class Runs:
 
     def config(self, name: str, **changes: object) -> Path:
         """A config of a run NAME, with changed keys: `optim__lr=1` is optim.lr."""
-        settings: dict[str, Any] = {
-            "run": {"name": name, "dir": str(self.path(name)), "seed": 3},
-            "model": {
-                "preset": None,
-                "family": "llama",
-                "n_layers": 2,
-                "n_heads": 2,
-                "n_kv_heads": 1,
-                "d_model": 16,
-                "max_seq_len": 64,
-                "dropout": 0.1,
-            },
-            "data": {"train": str(self.corpus), "seq_len": 16},
-            "batch": {"global_batch_size": 8, "micro_batch_size": 2},
-            "steps": 12,
-            "optim": {"lr": 1e-2},
-            "schedule": {"kind": "wsd", "warmup_steps": 3},
-            "precision": "fp32",
-            "checkpoint": {"every_steps": 4},
-            "evaluate": {"every_steps": 0},
-            "log": {"every_steps": 1, "tensorboard": False},
+        plain = {
+            "data__seq_len": 16,
+            "batch__micro_batch_size": 2,
+            "evaluate__every_steps": 0,
+            "log__tensorboard": False,
         }
-        for dotted, value in {**self.defaults, **changes}.items():
-            at = settings
-            *parents, last = dotted.split("__")
-            for parent in parents:
-                at = at.setdefault(parent, {})
-            at[last] = value
+        changes = {**plain, **self.defaults, **changes}
         path = self.directory / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        return path
+        return tiny_run.write_config(path, self.path(name), self.corpus, **changes)
 
     def path(self, name: str) -> Path:
         """The run directory."""

@@ -8,6 +8,7 @@ import yaml
 from data_prep.config import DataPrepConfig
 from data_prep.pipeline import prepare
 from runtime.config import load
+from tests import tiny_run
 from tests.corpus import prepare_corpus
 
 
@@ -60,39 +61,6 @@ def write_config(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
     """Write a config of a run that takes a second, changed by dotted keys."""
 
     def write(**changes: object) -> Path:
-        settings: dict[str, Any] = {
-            "run": {"name": "tiny", "dir": str(tmp_path / "run"), "seed": 3},
-            "model": {
-                "preset": None,
-                "family": "llama",
-                "n_layers": 2,
-                "n_heads": 2,
-                "n_kv_heads": 1,
-                "d_model": 16,
-                "max_seq_len": 64,
-                "dropout": 0.1,
-            },
-            "data": {"train": str(corpus), "seq_len": 32},
-            "batch": {"global_batch_size": 8, "micro_batch_size": 4},
-            "steps": 12,
-            "optim": {"lr": 1e-2},
-            "schedule": {"kind": "wsd", "warmup_steps": 3},
-            "precision": "fp32",
-            "checkpoint": {"every_steps": 4},
-            "evaluate": {"every_steps": 6, "max_sequences": 24},
-            "log": {"every_steps": 1},
-        }
-        for dotted, value in changes.items():
-            at = settings
-            *parents, last = dotted.split("__")
-            for parent in parents:
-                at = at.setdefault(parent, {})
-            if value is None and last not in ("preset",):
-                at.pop(last, None)
-            else:
-                at[last] = value
-        path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        return path
+        return tiny_run.write_config(tmp_path / "tiny.yaml", tmp_path / "run", corpus, **changes)
 
     return write
