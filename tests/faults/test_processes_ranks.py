@@ -46,7 +46,11 @@ def last_beat(run_dir: Path, rank: int) -> float | None:
 
 @pytest.mark.parametrize(
     ("action", "reason"),
-    [("SIGSTOP", "stopped: state T"), ("hold_gil", "the other ranks wait in a collective")],
+    [
+        ("SIGSTOP", "stopped: state T"),
+        # gloo's thread needs no GIL: the other rank may still get past the step's last collective.
+        ("hold_gil", "the other ranks wait in a collective|another rank waits in phase '.*' at .*"),
+    ],
 )
 def test_p4_a_rank_that_hangs(runs: Runs, action: str, reason: str) -> None:
     config = runs.config("hang", steps=1000, checkpoint__every_steps=0, **HEALTH)
@@ -58,7 +62,7 @@ def test_p4_a_rank_that_hangs(runs: Runs, action: str, reason: str) -> None:
     assert statuses == [-signal.SIGKILL, -signal.SIGKILL], run.output()
     beats = [last_beat(runs.path("hang"), rank) for rank in (0, 1)]
     assert all(beats)
-    line = rf"error: rank 1 made no progress for \d s in phase 'step' at step 5 \({reason}\)"
+    line = rf"error: rank 1 made no progress for \d s in phase 'step' at step 5 \(({reason})\)"
     assert re.search(line, run.output()), run.output()
     assert failure(runs.path("hang"))["time"] - _last_metrics(runs.path("hang")) < (
         1.2 * TIMEOUT_S + 0.5
