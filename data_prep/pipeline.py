@@ -16,13 +16,15 @@ import pydantic
 from data_prep import manifest
 from data_prep.atomic import file_sha256, locked, remove_leftovers, write_atomic
 from data_prep.builtin import write_corpus
-from data_prep.config import BUILTIN, DataPrepConfig, tokenizer_file
+from data_prep.config import DataPrepConfig
 from data_prep.executors.local import available_cores, map_units
 from data_prep.indexed import dtype_for
+from data_prep.input_config import BUILTIN
 from data_prep.manifest import Counts, FileEntry, Manifest, SourceEntry, TokenizerEntry
 from data_prep.plan import Plan, difference, input_files, make_plan
 from data_prep.progress import Progress
 from data_prep.tokenizer import CONFIG_FILE, FILE, DocumentTokenizer, default_config
+from data_prep.tokenizer_config import tokenizer_file
 from data_prep.training_text import training_texts
 from data_prep.unit import UnitReport, UnitTask, quarantine_path, report_path
 from data_prep.verify import size_problems

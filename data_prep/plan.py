@@ -14,17 +14,11 @@ from typing import Any
 import orjson
 
 from data_prep.atomic import file_sha256, write_atomic
-from data_prep.config import (
-    BUILTIN,
-    DataPrepConfig,
-    Format,
-    TrainTokenizer,
-    expand,
-    format_of,
-    tokenizer_file,
-)
+from data_prep.config import DataPrepConfig
+from data_prep.input_config import BUILTIN, Format, expand, format_of
 from data_prep.manifest import SCHEMA
 from data_prep.tokenizer import CONFIG_FILE
+from data_prep.tokenizer_config import TrainTokenizer, tokenizer_file
 from runtime.errors import UserError
 
 GZIP_RATIO = 4  # text usually unpacks to about this many times its size

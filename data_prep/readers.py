@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import orjson
 
-from data_prep.config import Input
+from data_prep.input_config import Input
 from data_prep.plan import Segment, Source
 from runtime.errors import UserError
 

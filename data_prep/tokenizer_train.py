@@ -20,8 +20,8 @@ from tokenizers import (
 )
 
 from data_prep.atomic import write_atomic
-from data_prep.config import BERT_SPECIALS, EOD, UNKNOWN, TrainTokenizer
 from data_prep.tokenizer import CONFIG_FILE, FILE, cut, default_config
+from data_prep.tokenizer_config import BERT_SPECIALS, EOD, UNKNOWN, TrainTokenizer
 from runtime.errors import UserError
 
 DEFAULT_VOCAB_SIZE = 32768

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from data_prep.config import expand
+from data_prep.input_config import expand
 
 
 def make(path: Path) -> Path:

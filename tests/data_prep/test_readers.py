@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.config import DataPrepConfig, Input
+from data_prep.config import DataPrepConfig
+from data_prep.input_config import Input
 from data_prep.plan import Segment, Source, make_plan
 from data_prep.readers import BadRecord, Document, SegmentReader
 from runtime.errors import UserError

@@ -5,8 +5,9 @@ import orjson
 import pytest
 import tokenizers
 
-from data_prep.config import BERT_SPECIALS, DataPrepConfig, TrainTokenizer, check
+from data_prep.config import DataPrepConfig, check
 from data_prep.tokenizer import CONFIG_FILE, FILE, DocumentTokenizer, SpecialTokens
+from data_prep.tokenizer_config import BERT_SPECIALS, TrainTokenizer
 from data_prep.tokenizer_train import train
 from data_prep.words import continues_word, ends_in_word
 from runtime.config import ConfigError, load

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_prep.config import TrainTokenizer
 from data_prep.tokenizer import FILE, DocumentTokenizer, cut
+from data_prep.tokenizer_config import TrainTokenizer
 from data_prep.tokenizer_train import train
 from runtime.errors import UserError
 from tests.data_prep.samples import make_texts, write_jsonl

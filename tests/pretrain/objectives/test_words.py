@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.config import TrainTokenizer
 from data_prep.tokenizer import DocumentTokenizer, SpecialTokens
+from data_prep.tokenizer_config import TrainTokenizer
 from data_prep.tokenizer_train import train
 from pretrain.objectives.words import ChineseWords, VocabularyWords
 
