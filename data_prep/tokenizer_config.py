@@ -1,0 +1,114 @@
+"""The keys of a data preparation run that say how text becomes tokens, and their mistakes."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from runtime.config import Config, Problem, key, section
+
+EOD, UNKNOWN = "<|endoftext|>", "<unk>"
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SPECIAL_FORM = re.compile(r"<[^\s<>]*\w[^\s<>]*>|\[[^\s\[\]]*\w[^\s\[\]]*\]")
+
+
+class TrainTokenizer(Config):
+    """How to train a tokenizer on the input."""
+
+    kind: Literal["bpe", "wordpiece", "char"] = key(
+        "bpe", "byte-level BPE (knows every character), BERT's WordPiece, or single characters"
+    )
+    vocab_size: int | None = key(
+        None, "entries; none is 32768, or for char every character seen", unit="tokens", ge=8
+    )
+    min_frequency: int = key(2, "a merged piece must occur at least this often", ge=1)
+    special_tokens: Literal["auto", "gpt", "bert"] = key(
+        "auto",
+        f"gpt: {EOD}; bert: {' '.join(BERT_SPECIALS)}; auto: bert for wordpiece, gpt for the rest",
+    )
+    extra_tokens: tuple[str, ...] = key(
+        (), "further special tokens, such as <|fim_prefix|>; written in a text they stay text"
+    )
+    lowercase: bool = key(False, "WordPiece only: fold case and strip accents, as in BERT uncased")
+    sample_bytes: int = key(
+        16 << 20, "bpe and wordpiece learn from about this much text", unit="bytes", ge=1
+    )
+
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """Every special token, in the order of the ids, from 0."""
+        is_bert = self.special_tokens == "bert" or self.kind == "wordpiece"
+        own = BERT_SPECIALS if is_bert else (EOD, UNKNOWN) if self.kind == "char" else (EOD,)
+        return (*own, *self.extra_tokens)
+
+    @property
+    def is_bert(self) -> bool:
+        """Whether the special tokens are BERT's."""
+        return self.specials[0] == BERT_SPECIALS[0]
+
+
+class TokenizerChoice(Config):
+    """A tokenizer to train, or one that exists."""
+
+    train: TrainTokenizer = section(TrainTokenizer, "how to train one")
+    path: str | None = key(None, "a tokenizer.json, or a folder that holds one; instead of train")
+    eod: str | None = key(
+        None, "token that ends a document; none takes the tokenizer's own end-of-text token"
+    )
+
+
+def check_tokenizer(choice: TokenizerChoice) -> list[Problem]:
+    """The mistakes that need several keys or the file system to see."""
+    found: list[Problem] = []
+    if choice.path is not None:
+        if "train" in choice.model_fields_set:
+            found.append(Problem("tokenizer", "has both path and train; keep one"))
+        if tokenizer_file(choice.path) is None:
+            found.append(
+                Problem(
+                    "tokenizer.path",
+                    f"{choice.path} is neither a tokenizer.json nor a folder with one",
+                )
+            )
+    elif choice.eod is not None:
+        found.append(
+            Problem("tokenizer.eod", "goes with tokenizer.path; a trained tokenizer has its own")
+        )
+    return [*found, *_check_training(choice.train)]
+
+
+def _check_training(train: TrainTokenizer) -> list[Problem]:
+    found: list[Problem] = []
+    if train.lowercase and train.kind != "wordpiece":
+        found.append(Problem("tokenizer.train.lowercase", f"{train.kind} keeps text exactly"))
+    if train.kind == "wordpiece" and train.special_tokens == "gpt":
+        found.append(
+            Problem("tokenizer.train.special_tokens", "wordpiece has BERT's; write auto or bert")
+        )
+    least = len(train.specials) + {"bpe": 256, "char": 1, "wordpiece": 1}[train.kind]
+    if train.vocab_size is not None and train.vocab_size < least:
+        what = "256 bytes" if train.kind == "bpe" else "text"
+        found.append(
+            Problem(
+                "tokenizer.train.vocab_size",
+                f"expected {least} or more ({what} and the special tokens "
+                f"{' '.join(train.specials)}); got {train.vocab_size}",
+            )
+        )
+    for number, token in enumerate(train.extra_tokens):
+        why = None
+        if not _SPECIAL_FORM.fullmatch(token):
+            # Only such a form is several words of a text, and so never learnt as one token.
+            why = "expected <…> or […] around a name without spaces, such as <|fim_prefix|>"
+        elif train.specials.index(token) != len(train.specials) - len(train.extra_tokens) + number:
+            why = "is there already"
+        if why:
+            found.append(Problem(f"tokenizer.train.extra_tokens[{number}]", f"{token!r}: {why}"))
+    return found
+
+
+def tokenizer_file(text: str) -> Path | None:
+    """The tokenizer.json that `tokenizer.path` names, or None."""
+    path = Path(text)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    # Its tokenizer_config.json lies beside it, and both are opened by these names.
+    return path if path.is_file() and path.name == "tokenizer.json" else None
