@@ -30,6 +30,18 @@ ONE_PLACE = {
     "yaml": ("runtime/config.py",),
     "psutil": ("runtime/metrics.py",),
     "jieba": ("pretrain/objectives/segmenter.py",),
+    "datasets": ("data_prep/readers/",),
+    "fsspec": ("data_prep/files.py",),
+    "ftfy": ("data_prep/clean/",),
+    "gigatoken": ("data_prep/tokenizer_fast.py",),
+    "opencc": ("data_prep/clean/",),
+    "py3langid": ("data_prep/clean/",),
+    "pyarrow": ("data_prep/readers/",),
+    "ray": ("data_prep/executors/ray.py",),
+    "sentencepiece": ("data_prep/tokenizer_sentencepiece.py",),
+    "trafilatura": ("data_prep/clean/",),
+    "warcio": ("data_prep/readers/",),
+    "zstandard": ("data_prep/",),
 }
 
 TORCH_FREE = [
