@@ -71,10 +71,7 @@ class ShardWriter:
         sentence is a sequence, else the document is one.
         """
         if len(tokens) > _LONGEST:
-            raise UserError(
-                f"a document of {len(tokens)} tokens is longer than the format allows "
-                f"({_LONGEST}); split it, for example with input.document=paragraph"
-            )
+            raise _too_long(len(tokens))
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocab_size:
             raise ValueError(f"token ids outside [0, {self._vocab_size}) in {self._bin.name}")
         ends = np.array([len(tokens)]) if sentence_ends is None else sentence_ends
@@ -88,6 +85,36 @@ class ShardWriter:
         self._hash.update(data)
         self._lengths.frombytes(lengths.tobytes())
         self._documents.append(len(self._lengths))
+
+    def add_many(
+        self,
+        tokens: Tokens,
+        lengths: npt.NDArray[np.int64],
+        sentences: npt.NDArray[np.int64] | None = None,
+        sentence_counts: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Append documents that lie one after the other in `tokens`; those of length 0 are none.
+
+        lengths (documents,): tokens of each. sentences (m,), sentence_counts (documents,): tokens
+        of each sentence, and how many sentences each document has; without, a document is one.
+        """
+        if len(lengths) and int(lengths.max()) > _LONGEST:
+            raise _too_long(int(lengths.max()))
+        parts = lengths if sentences is None else sentences
+        if int(lengths.sum()) != len(tokens) or int(parts.sum()) != len(tokens):
+            raise ValueError(f"lengths that do not add up to {len(tokens)} tokens")
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocab_size:
+            raise ValueError(f"token ids outside [0, {self._vocab_size}) in {self._bin.name}")
+        filled = lengths > 0
+        counts = filled.astype(np.int64) if sentence_counts is None else sentence_counts
+        data = tokens.astype(self._element).data
+        self._stream.write(data)
+        self._hash.update(data)
+        before = len(self._lengths)
+        self._lengths.frombytes(parts[parts > 0].astype(np.int32).tobytes())
+        self._documents.frombytes((before + np.cumsum(counts))[filled].astype(np.int64).tobytes())
+        if self._documents[-1] != len(self._lengths):
+            raise ValueError("sentence counts that do not add up to the sentences")
 
     def finish(self) -> ShardEntry:
         """Make both files durable and visible, and describe them."""
@@ -107,6 +134,13 @@ class ShardWriter:
                 file=self._idx.name, bytes=len(index), sha256=hashlib.sha256(index).hexdigest()
             ),
         )
+
+
+def _too_long(tokens: int) -> UserError:
+    return UserError(
+        f"a document of {tokens} tokens is longer than the format allows "
+        f"({_LONGEST}); split it, for example with input.document=paragraph"
+    )
 
 
 def _index(

@@ -1,7 +1,7 @@
 """Text ↔ token ids. Nothing written inside a document is ever taken for a special token."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import orjson
 import tokenizers
 
 from data_prep import words
+from data_prep.pieces import cut as cut
+from data_prep.tokenizer_batches import BatchEncoder, Encoded, encode_plainly
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-PIECE_CHARACTERS = 1 << 20  # one call's memory grows with the longest text in it
-GROUP_CHARACTERS = 4 << 20  # encoded at once
 _SPACE_MARK = "▁"  # SentencePiece's
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 # Byte-level tokenizers write a byte as the character of its number where that is visible, else
@@ -30,9 +30,13 @@ _USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
 class DocumentTokenizer:
-    """A tokenizer as data preparation uses it: no padding, no truncation, no added tokens."""
+    """A tokenizer as data preparation uses it: no padding, no truncation, no added tokens.
 
-    def __init__(self, directory: Path, eod: str | None = None) -> None:
+    backend: "auto" encodes batches with gigatoken where that gives the ids of `tokenizers`;
+    "gigatoken" raises UserError where it does not; "tokenizers" never tries.
+    """
+
+    def __init__(self, directory: Path, eod: str | None = None, backend: str = "auto") -> None:
         path = directory / FILE
         self._tokenizer = _open(directory)
         # A file may carry these from the run that made it; each of them would lose text.
@@ -47,11 +51,51 @@ class DocumentTokenizer:
             raise UserError(f"{path}: has no token {self.eod!r}; set tokenizer.eod to one it has")
         self.eod_id: int = end_id
         self.unknown_id = _unknown_id(self._tokenizer)
+        self._backend = backend
+
+    @cached_property
+    def _batches(self) -> BatchEncoder:
+        made = BatchEncoder(self._tokenizer, self.eod_id, self.unknown_id, self._backend)
+        if self._backend == "gigatoken" and made.backend != "gigatoken":
+            raise UserError(
+                f"tokenizer.backend=gigatoken: {made.reason}; write auto", status=EXIT_BAD_INPUT
+            )
+        return made
+
+    @property
+    def backend(self) -> str:
+        """What encodes batches: gigatoken or tokenizers."""
+        return self._batches.backend
+
+    @property
+    def backend_reason(self) -> str:
+        """Why it is not gigatoken; empty where it is."""
+        return self._batches.reason
+
+    def begin_unit(self, unit: int, is_fast: bool = True) -> None:
+        """Start the documents of a unit of work, the sample of which depends on the unit alone.
+
+        is_fast=False: after EncodersDifferError, to encode the whole unit with `tokenizers`.
+        """
+        self._batches.begin_unit(unit, is_fast)
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """Token ids of many documents, with end-of-document tokens.
+
+        Raises EncodersDifferError where the fast encoder was found to err.
+        """
+        return self._batches.encode(texts)
+
+    def encode_sentence_batch(self, documents: Sequence[Sequence[str]]) -> Encoded:
+        """The same made sentence by sentence, and where the sentences end."""
+        return self._batches.encode_sentences(documents)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Token ids of each text, without an end-of-document token."""
         pieces = [list(cut(text)) for text in texts]
-        encoded = self._encode_pieces([piece for parts in pieces for piece in parts])
+        encoded = iter(
+            encode_plainly(self._tokenizer, [piece for parts in pieces for piece in parts])
+        )
         found = []
         for parts in pieces:
             ids = [next(encoded) for _ in parts]
@@ -72,21 +116,6 @@ class DocumentTokenizer:
             ends = np.cumsum([len(part) for part in parts if len(part)], dtype=np.int64)
             found.append((np.concatenate(parts), ends))
         return found
-
-    def _encode_pieces(self, pieces: list[str]) -> Iterator[npt.NDArray[np.int32]]:
-        """Ids of each piece, a few MiB of text at a time: an Encoding is 30–80 times its text."""
-        start = 0
-        while start < len(pieces):
-            end, size = start, 0
-            while end < len(pieces) and (
-                end == start or size + len(pieces[end]) <= GROUP_CHARACTERS
-            ):
-                size += len(pieces[end])
-                end += 1
-            group = pieces[start:end]
-            for encoding in self._tokenizer.encode_batch_fast(group, add_special_tokens=False):
-                yield np.array(encoding.ids, dtype=np.int32)
-            start = end
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """The text of token ids, special tokens written out."""
@@ -219,29 +248,6 @@ class _Spelling:
 
     def can_be_continued(self, token: str) -> bool:
         return words.ends_in_word(self.data(token))
-
-
-def cut(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Cut a long text into pieces of at most `limit` characters, between lines where possible.
-
-    The best place is a single line break between two lines that have words: there the usual
-    pre-tokenizers split anyway, so that the tokens stay those of the uncut text.
-    """
-    start = 0
-    while len(text) - start > limit:
-        end = _line_break(text, start, start + limit)
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
-def _line_break(text: str, start: int, end: int) -> int:
-    at = end
-    while (at := text.rfind("\n", start + 1, at)) > 0:
-        if not text[at - 1].isspace() and not text[at + 1].isspace():
-            return at + 1
-    at = text.rfind("\n", start, end)
-    return at + 1 if at >= start else end
 
 
 def default_config(eod: str) -> dict[str, Any]:

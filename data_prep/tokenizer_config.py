@@ -54,6 +54,10 @@ class TokenizerChoice(Config):
     eod: str | None = key(
         None, "token that ends a document; none takes the tokenizer's own end-of-text token"
     )
+    backend: Literal["auto", "gigatoken", "tokenizers"] = key(
+        "auto",
+        "what encodes; auto: gigatoken where it gives the same ids. Never changes the output",
+    )
 
 
 def check_tokenizer(choice: TokenizerChoice) -> list[Problem]:
