@@ -69,7 +69,8 @@ class SourceEntry(Counts):
 
     path: str
     bytes: int
-    sha256: str = pydantic.Field(pattern=_HEX)
+    sha256: str = pydantic.Field(pattern=rf"{_HEX}|^$")  # "" where the file is remote:
+    version: str = ""  # what its storage tells versions apart by
     dropped: dict[str, int]
 
 

@@ -21,8 +21,9 @@ from data_prep.executors.local import available_cores, map_units
 from data_prep.indexed import dtype_for
 from data_prep.input_config import BUILTIN
 from data_prep.manifest import Counts, FileEntry, Manifest, SourceEntry, TokenizerEntry
-from data_prep.plan import Plan, difference, input_files, make_plan
+from data_prep.plan import Plan, difference, make_plan
 from data_prep.progress import Progress
+from data_prep.sources import input_files
 from data_prep.tokenizer import CONFIG_FILE, FILE, DocumentTokenizer, default_config
 from data_prep.tokenizer_config import tokenizer_file
 from data_prep.training_text import training_texts
@@ -207,8 +208,7 @@ def _commit(plan: Plan, reports: list[UnitReport]) -> Manifest:
 
 def _refuse_changed_inputs(plan: Plan) -> None:
     for source in plan.sources:
-        stat = source.path.stat() if source.path.exists() else None
-        if stat is None or (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
+        if source.changed():
             raise UserError(
                 f"{source.name} changed while it was read; delete {plan.output} and run again"
             )
@@ -242,6 +242,7 @@ def _source_entries(plan: Plan, reports: list[UnitReport]) -> list[SourceEntry]:
             path=source.name,
             bytes=source.size,
             sha256=source.sha256,
+            version=source.version,
             dropped=dict(dropped[number]),
             **counts[number].model_dump(),
         )

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Iterator
 
 from data_prep.config import DataPrepConfig
-from data_prep.plan import Source
-from data_prep.readers import Document, text_bytes
+from data_prep.readers import Document, extent
+from data_prep.sources import Source
 
 TRAIN, VALID = "train", "valid"
 
@@ -19,7 +19,7 @@ class Splitter:
         self._inside = source.format == "text" and config.input.document == "file"
         self._cut_byte = 0.0
         if self._by_tail and not self._inside:
-            self._cut_byte = (1 - self._valid) * text_bytes(source)
+            self._cut_byte = (1 - self._valid) * extent(source, config.input)
 
     def __call__(self, document: Document) -> Iterator[tuple[str, str]]:
         """Yield (split, text): one pair, or two where the tail is cut out of a document."""

@@ -6,8 +6,9 @@ import pytest
 
 from data_prep.config import DataPrepConfig
 from data_prep.input_config import Input
-from data_prep.plan import Segment, Source, make_plan
+from data_prep.plan import make_plan
 from data_prep.readers import BadRecord, Document, SegmentReader
+from data_prep.sources import Segment, Source
 from runtime.errors import UserError
 from tests.data_prep.samples import make_texts, write_jsonl
 
