@@ -136,7 +136,7 @@ class SpecialTokens:
     def __init__(self, directory: str | Path) -> None:
         directory = Path(directory)
         self._tokenizer = _open(directory)
-        config = _read_config(directory)
+        config = read_config(directory)
         roles = ("cls", "sep", "mask", "pad", "bos", "eos", "unk")
         ids = {role: self.id_of(_role(config, f"{role}_token") or "") for role in roles}
         self.roles: dict[str, int | None] = ids
@@ -264,7 +264,7 @@ def default_config(eod: str) -> dict[str, Any]:
 
 def _find_end(directory: Path, tokenizer: Any) -> str:
     """The token that ends a document: the configured eos or sep, else a usual name."""
-    config = _read_config(directory)
+    config = read_config(directory)
     for role in ("eos_token", "sep_token"):
         token = _role(config, role)
         if token is not None:
@@ -286,7 +286,7 @@ def _open(directory: Path) -> Any:
         raise UserError(f"{path}: not a usable tokenizer: {error}") from error
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json; empty where there is none."""
     path = directory / CONFIG_FILE
     try:

@@ -2,20 +2,32 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import pydantic
 
 from runtime.config import Config, Problem, key, section
 
 EOD, UNKNOWN = "<|endoftext|>", "<unk>"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_NAMES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+)  # the first of them that a folder holds
 _SPECIAL_FORM = re.compile(r"<[^\s<>]*\w[^\s<>]*>|\[[^\s\[\]]*\w[^\s\[\]]*\]")
 
 
 class TrainTokenizer(Config):
     """How to train a tokenizer on the input."""
 
-    kind: Literal["bpe", "wordpiece", "char"] = key(
-        "bpe", "byte-level BPE (knows every character), BERT's WordPiece, or single characters"
+    kind: Literal["bpe", "wordpiece", "unigram", "char"] = key(
+        "bpe", "byte-level BPE, BERT's WordPiece, sentencepiece's Unigram, or single characters"
+    )
+    engine: Literal["auto", "tokenizers", "sentencepiece"] = key(
+        "auto", "what trains; auto: sentencepiece for unigram (it trains bpe too), else tokenizers"
     )
     vocab_size: int | None = key(
         None, "entries; none is 32768, or for char every character seen", unit="tokens", ge=8
@@ -37,8 +49,22 @@ class TrainTokenizer(Config):
     def specials(self) -> tuple[str, ...]:
         """Every special token, in the order of the ids, from 0."""
         is_bert = self.special_tokens == "bert" or self.kind == "wordpiece"
-        own = BERT_SPECIALS if is_bert else (EOD, UNKNOWN) if self.kind == "char" else (EOD,)
+        has_unknown = self.kind == "char" or self.is_sentencepiece
+        own = BERT_SPECIALS if is_bert else (EOD, UNKNOWN) if has_unknown else (EOD,)
         return (*own, *self.extra_tokens)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_implied(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans are compared by this: those made before there was an engine have none."""
+        content: dict[str, Any] = dump(self)
+        if self.kind == "unigram" or self.engine != "sentencepiece":
+            content.pop("engine", None)
+        return content
+
+    @property
+    def is_sentencepiece(self) -> bool:
+        """Whether sentencepiece trains it."""
+        return self.engine == "sentencepiece" or self.kind == "unigram"
 
     @property
     def is_bert(self) -> bool:
@@ -50,7 +76,14 @@ class TokenizerChoice(Config):
     """A tokenizer to train, or one that exists."""
 
     train: TrainTokenizer = section(TrainTokenizer, "how to train one")
-    path: str | None = key(None, "a tokenizer.json, or a folder that holds one; instead of train")
+    path: str | None = key(
+        None,
+        "a tokenizer.json, a sentencepiece .model, a WordPiece vocab.txt, or a folder that holds "
+        "one; instead of train",
+    )
+    lowercase: bool | None = key(
+        None, "vocab.txt only: fold case and strip accents; none goes by the files themselves"
+    )
     eod: str | None = key(
         None, "token that ends a document; none takes the tokenizer's own end-of-text token"
     )
@@ -66,13 +99,21 @@ def check_tokenizer(choice: TokenizerChoice) -> list[Problem]:
     if choice.path is not None:
         if "train" in choice.model_fields_set:
             found.append(Problem("tokenizer", "has both path and train; keep one"))
-        if tokenizer_file(choice.path) is None:
+        file = tokenizer_file(choice.path)
+        if file is None:
             found.append(
                 Problem(
                     "tokenizer.path",
-                    f"{choice.path} is neither a tokenizer.json nor a folder with one",
+                    f"{choice.path} is no tokenizer.json, .model or vocab.txt, and no folder "
+                    "with one",
                 )
             )
+        elif choice.lowercase is not None and file.suffix != ".txt":
+            found.append(Problem("tokenizer.lowercase", "goes with a vocab.txt alone"))
+    elif choice.lowercase is not None:
+        found.append(
+            Problem("tokenizer.lowercase", "goes with tokenizer.path; write train.lowercase")
+        )
     elif choice.eod is not None:
         found.append(
             Problem("tokenizer.eod", "goes with tokenizer.path; a trained tokenizer has its own")
@@ -88,9 +129,19 @@ def _check_training(train: TrainTokenizer) -> list[Problem]:
         found.append(
             Problem("tokenizer.train.special_tokens", "wordpiece has BERT's; write auto or bert")
         )
-    least = len(train.specials) + {"bpe": 256, "char": 1, "wordpiece": 1}[train.kind]
+    if train.engine == "sentencepiece" and train.kind not in ("bpe", "unigram"):
+        found.append(Problem("tokenizer.train.engine", f"sentencepiece trains no {train.kind}"))
+    if train.engine == "tokenizers" and train.kind == "unigram":
+        found.append(
+            Problem(
+                "tokenizer.train.engine",
+                "tokenizers learns another Unigram vocabulary each time; write sentencepiece",
+            )
+        )
+    has_bytes = train.kind in ("bpe", "unigram")
+    least = len(train.specials) + (256 if has_bytes else 1)
     if train.vocab_size is not None and train.vocab_size < least:
-        what = "256 bytes" if train.kind == "bpe" else "text"
+        what = "256 bytes" if has_bytes else "text"
         found.append(
             Problem(
                 "tokenizer.train.vocab_size",
@@ -111,8 +162,11 @@ def _check_training(train: TrainTokenizer) -> list[Problem]:
 
 
 def tokenizer_file(text: str) -> Path | None:
-    """The tokenizer.json that `tokenizer.path` names, or None."""
+    """The file that `tokenizer.path` names, or None: tokenizer.json, *.model or a vocabulary."""
     path = Path(text)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    # Its tokenizer_config.json lies beside it, and both are opened by these names.
-    return path if path.is_file() and path.name == "tokenizer.json" else None
+    if path.is_dir():
+        inside = [path / name for name in _NAMES if (path / name).is_file()]
+        return inside[0] if inside else None
+    is_known = path.name == _NAMES[0] or path.suffix in (".model", ".txt")
+    # A tokenizer_config.json lies beside it; a tokenizer.json is opened by that name.
+    return path if path.is_file() and is_known else None

@@ -22,7 +22,7 @@ _MOST_ADDED = 64  # added tokens that are probed; released tokenizers have up to
 _CHECK_BYTES = 16 << 20  # text between two looks at the memory
 _CACHE_BYTES = 256 << 20  # its cache of words has no bound of its own
 _UNMEASURED_BYTES = 128 << 20  # of text, where the memory cannot be read
-_PROBES = (
+PROBES = (
     "",
     " ",
     "\n\n\n",
@@ -134,7 +134,7 @@ def open_fast(tokenizer: Any, plainly: Callable[[list[str]], list[Ids]]) -> Fast
     except Exception as error:  # the library raises RuntimeError and its own panics' type
         first = next(iter(str(error).splitlines()), type(error).__name__)
         return f"gigatoken does not support this tokenizer: {first}"
-    for probe in (*_PROBES, *_added_probes(parsed)):
+    for probe in (*PROBES, *_added_probes(parsed)):
         ids, _ = encoder.encode([probe])
         if not np.array_equal(ids, plainly([probe])[0]):
             return f"gigatoken encodes {probe[:40]!r} otherwise than tokenizers does"

@@ -20,7 +20,8 @@ from tokenizers import (
 )
 
 from data_prep.atomic import write_atomic
-from data_prep.tokenizer import CONFIG_FILE, FILE, cut, default_config
+from data_prep.pieces import cut
+from data_prep.tokenizer import CONFIG_FILE, FILE, default_config
 from data_prep.tokenizer_config import BERT_SPECIALS, EOD, UNKNOWN, TrainTokenizer
 from runtime.errors import UserError
 
@@ -40,7 +41,9 @@ def train(options: TrainTokenizer, texts: Iterable[str], directory: Path) -> Non
         raise UserError("no text to train the tokenizer on: every record is empty or unreadable")
     pieces = (piece for text in chain([first], rest) for piece in cut(text))
     size = options.vocab_size or DEFAULT_VOCAB_SIZE
-    if options.kind == "char":
+    if options.is_sentencepiece:
+        tokenizer = _train_sentencepiece(pieces, size, options)
+    elif options.kind == "char":
         tokenizer = _train_characters(pieces, options)
     elif options.kind == "bpe":
         tokenizer = _train_bpe(pieces, size, options)
@@ -51,7 +54,8 @@ def train(options: TrainTokenizer, texts: Iterable[str], directory: Path) -> Non
         tokenizer.post_processor = _bert_processor()
         config = _bert_config(options)
     else:
-        config = default_config(EOD) | ({"unk_token": UNKNOWN} if options.kind == "char" else {})
+        unknown = {"unk_token": UNKNOWN} if UNKNOWN in options.specials else {}
+        config = default_config(EOD) | unknown
     if options.extra_tokens:
         config["extra_special_tokens"] = list(options.extra_tokens)
     write_atomic(directory / CONFIG_FILE, orjson.dumps(config, option=orjson.OPT_INDENT_2) + b"\n")
@@ -72,6 +76,14 @@ def _train_bpe(texts: Iterable[str], size: int, options: TrainTokenizer) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def _train_sentencepiece(texts: Iterable[str], size: int, options: TrainTokenizer) -> Any:
+    """Unigram or BPE on words with ▁ for the space before them; other characters are bytes."""
+    from data_prep.tokenizer_sentencepiece import convert, learn
+
+    content, _ = convert(learn(options, texts, size), Path("the trained model"))
+    return Tokenizer.from_str(content.decode("utf-8"))
 
 
 def _train_characters(texts: Iterable[str], options: TrainTokenizer) -> Any:
@@ -127,7 +139,7 @@ def _train_wordpiece(texts: Iterable[str], size: int, options: TrainTokenizer) -
         show_progress=False,
     )
     learner.train_from_iterator(sample, trainer)
-    return _bert_tokenizer(learner.get_vocab(), options.lowercase)
+    return bert_tokenizer(learner.get_vocab(), options.lowercase)
 
 
 def _is_mark(character: str) -> bool:
@@ -139,7 +151,8 @@ def _bert_normalizer(lowercase: bool) -> Any:
     return normalizers.BertNormalizer(lowercase=lowercase)
 
 
-def _bert_tokenizer(vocabulary: dict[str, int], lowercase: bool) -> Any:
+def bert_tokenizer(vocabulary: dict[str, int], lowercase: bool) -> Any:
+    """BERT's tokenizer over a vocabulary, without special tokens."""
     unknown = BERT_SPECIALS[1]
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary, unk_token=unknown, continuing_subword_prefix=_CONTINUES)
