@@ -14,6 +14,7 @@ import tokenizers
 from data_prep import words
 from data_prep.pieces import cut as cut
 from data_prep.tokenizer_batches import BatchEncoder, Encoded, encode_plainly
+from data_prep.tokenizer_losses import unknown_id
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 FILE = "tokenizer.json"
@@ -50,7 +51,7 @@ class DocumentTokenizer:
         if end_id is None:
             raise UserError(f"{path}: has no token {self.eod!r}; set tokenizer.eod to one it has")
         self.eod_id: int = end_id
-        self.unknown_id = _unknown_id(self._tokenizer)
+        self.unknown_id = unknown_id(self._tokenizer)
         self._backend = backend
 
     @cached_property
@@ -304,9 +305,3 @@ def _role(config: dict[str, Any], role: str) -> str | None:
     token = config.get(role)
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
-
-
-def _unknown_id(tokenizer: Any) -> int | None:
-    """The id that stands for what the vocabulary cannot say; None where it can say everything."""
-    token = getattr(tokenizer.model, "unk_token", None)
-    return None if token is None else tokenizer.token_to_id(token)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data_prep.pieces import PIECE_CHARACTERS, cut
 from data_prep.tokenizer_fast import FastEncoder, Ids, open_fast
+from data_prep.tokenizer_losses import loss_check
 
 GROUP_CHARACTERS = 4 << 20  # encoded at once: an Encoding is 30–80 times its text
 _FIRST = 2  # documents of a unit that are always compared
@@ -28,12 +29,14 @@ class EncodersDifferError(Exception):
 class Encoded(NamedTuple):
     """Token ids of some documents, one after the other, each with its end-of-document token.
 
-    A document that gave no token has none of that either, and length 0.
+    A document that gave no token has none of that either, and length 0. So has one that is `lost`:
+    the tokenizer has no token for a part of it.
     """
 
     ids: Ids  # (n,)
     lengths: Counts  # tokens of each document, its end included. (documents,)
     unknown: Counts  # of these, how many stand for text that the vocabulary cannot say
+    lost: npt.NDArray[np.bool_]  # (documents,)
     sentences: Counts | None = None  # tokens of each sentence. (sentences,)
     sentence_counts: Counts | None = None  # sentences of each document. (documents,)
 
@@ -54,6 +57,7 @@ class BatchEncoder:
         self._opened = None if isinstance(opened, str) else opened
         self.backend = "tokenizers" if isinstance(opened, str) else "gigatoken"
         self.reason = opened if isinstance(opened, str) else ""
+        self._is_lost = loss_check(tokenizer)
         self.begin_unit(0)
 
     def begin_unit(self, unit: int, is_fast: bool = True) -> None:
@@ -63,28 +67,43 @@ class BatchEncoder:
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Encode documents. Raises EncodersDifferError."""
+        lost = self._lost([texts])[0]
+        if lost.any():
+            kept = self.encode([text for text, gone in zip(texts, lost, strict=True) if not gone])
+            return _with_lost(kept, lost)
         ids, lengths = self._encode(texts)
         self._compare(texts, ids, lengths)
         return self._finish(ids, lengths)
 
     def encode_sentences(self, documents: Sequence[Sequence[str]]) -> Encoded:
         """Encode documents sentence by sentence; one without a token is no sentence."""
+        lost = np.array([part.any() for part in self._lost(documents)], dtype=bool)
+        if lost.any():
+            kept = [document for document, gone in zip(documents, lost, strict=True) if not gone]
+            return _with_lost(self.encode_sentences(kept), lost)
         texts = list(chain.from_iterable(documents))
         ids, lengths = self._encode(texts)
         self._compare(texts, ids, lengths)
         counts = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
         whole = _sums(lengths, counts)
         encoded = self._finish(ids, whole)
-        last = np.cumsum(counts) - 1  # of each document
-        document_of = np.repeat(np.arange(len(counts)), counts)
-        has_tokens = lengths > 0
         # The end-of-document token belongs to the last sentence that has tokens.
+        has_tokens = lengths > 0
         numbers = np.where(has_tokens, np.arange(len(lengths)), -1)
-        last_filled = np.maximum.accumulate(numbers)[last] if len(last) else last
+        last = np.cumsum(counts)[whole > 0] - 1
         lengths = lengths.copy()
-        lengths[last_filled[whole > 0]] += 1
-        sentence_counts = np.bincount(document_of[has_tokens], minlength=len(counts))
-        return encoded._replace(sentences=lengths[has_tokens], sentence_counts=sentence_counts)
+        lengths[np.maximum.accumulate(numbers)[last]] += 1
+        return encoded._replace(
+            sentences=lengths[has_tokens],
+            sentence_counts=_sums(has_tokens.astype(np.int64), counts),
+        )
+
+    def _lost(self, documents: Sequence[Sequence[str]]) -> list[npt.NDArray[np.bool_]]:
+        """Which texts have a part that the tokenizer would drop unseen."""
+        check = self._is_lost
+        if check is None:
+            return [np.zeros(len(texts), dtype=bool) for texts in documents]
+        return [np.fromiter(map(check, texts), dtype=bool) for texts in documents]
 
     def _encode(self, texts: Sequence[str]) -> tuple[Ids, Counts]:
         if all(len(text) <= PIECE_CHARACTERS for text in texts):
@@ -115,7 +134,7 @@ class BatchEncoder:
         is_text[ends] = False
         complete[is_text] = ids
         complete[ends] = self._eod_id
-        return Encoded(complete, lengths + filled, unknown)
+        return Encoded(complete, lengths + filled, unknown, np.zeros(len(lengths), dtype=bool))
 
     def _compare(self, texts: Sequence[str], ids: Ids, lengths: Counts) -> None:
         """Encode the sample among these texts by `tokenizers` too."""
@@ -161,6 +180,23 @@ def encode_plainly(tokenizer: Any, pieces: Sequence[str]) -> list[Ids]:
             found.append(np.array(encoding.ids, dtype=np.int32))
         start = end
     return found
+
+
+def _with_lost(kept: Encoded, lost: npt.NDArray[np.bool_]) -> Encoded:
+    """The same with documents of no tokens where they were lost."""
+
+    def spread(values: Counts) -> Counts:
+        all_values = np.zeros(len(lost), dtype=values.dtype)
+        all_values[~lost] = values
+        return all_values
+
+    counts = None if kept.sentence_counts is None else spread(kept.sentence_counts)
+    return kept._replace(
+        lengths=spread(kept.lengths),
+        unknown=spread(kept.unknown),
+        lost=lost,
+        sentence_counts=counts,
+    )
 
 
 def _sums(values: Counts, counts: Counts) -> Counts:
