@@ -1,33 +1,17 @@
-"""Shards → batches. The order is a pure function of (seed, epoch, global sample index).
-
-How many ranks share the work does not change which samples a step sees. What a sample is made
-of: data_prep.windows and data_prep.packing. How samples become tensors: `collate`.
-"""
+"""Shards → batches: this rank's share of an order (data_prep.order) as tensors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from data_prep.collate import IGNORED, Batch, CausalCollate
-from data_prep.mixture import Mixture
-from data_prep.packing import Pieces
-from data_prep.samples import (
-    Cutting,
-    Layout,
-    PackingReport,
-    Sample,
-    Seen,
-    Segment,
-    check_layout,
-    report_of,
-)
+from data_prep.order import Located, Mixing, Order, cut, upgraded
+from data_prep.samples import Layout, PackingReport, Sample, Seen, Segment, check_layout
 from data_prep.shards import Shards
 from data_prep.skipping import SkippedSteps, Window
-from data_prep.windows import Windows
 from data_prep.workers import Workers
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
@@ -42,18 +26,17 @@ __all__ = [
     "validation_batches",
 ]
 
-_STATE_SCHEMA = 1
-_TOLD = {  # what a newcomer calls the parts of a state
-    "fingerprints": "the data",
-    "overhead": "the number of tokens that the objective adds to a text",
-    "drops_eod": "whether the objective leaves out end-of-document tokens",
-}
 Source = str | Path | Shards
 Collate = Callable[[Sequence[Sample]], Batch]
+_LOCATED = 2048  # samples that are looked up together: a permutation of few costs as much
 
 
 class Loader:
     """Iterates for ever over this rank's share of every global batch.
+
+    `sources` are prepared directories with their weights, which are shares of the tokens.
+    `max_repetition`: how often each may be passed through, None without a bound. `stages`: other
+    weights from a data step on.
 
     `layout` says what a sample is, `collate` makes a batch of some. Without them a sample is a
     window of the split's documents joined end to end, for next-token prediction: `CausalCollate`
@@ -65,8 +48,8 @@ class Loader:
     batches in the same order. `collate` is copied to them and must give a dict of tensors. `step`,
     and so the state, counts batches that were handed out, not those made ahead.
 
-    Raises UserError for a batch that the ranks cannot share, and for sources that do not fit
-    together.
+    Raises UserError for a batch that the ranks cannot share, for sources that do not fit together,
+    and at the step for which `max_repetition` leaves no data.
     """
 
     def __init__(
@@ -80,36 +63,39 @@ class Loader:
         world_size: int = 1,
         split: str = "train",
         document_boundaries: bool = False,
+        max_repetition: Sequence[float | None] | None = None,
+        stages: Sequence[tuple[int, Sequence[float]]] = (),
         layout: Layout | None = None,
         collate: Collate | None = None,
         workers: int = 0,
     ) -> None:
         self.layout = layout or _causal(seq_len, document_boundaries)
-        check_layout(self.layout)
-        self.seq_len, self.global_batch_size, self.seed = (
-            self.layout.seq_len,
-            global_batch_size,
-            seed,
-        )
+        self.global_batch_size, self.seed, self.split = global_batch_size, seed, split
         if global_batch_size < 1 or global_batch_size % world_size:
             raise UserError(
-                f"global_batch_size={global_batch_size} (of seq_len={self.seq_len}) cannot be "
-                f"shared by {world_size} ranks; use a multiple of {world_size}",
+                f"global_batch_size={global_batch_size} (of seq_len={self.layout.seq_len}) cannot "
+                f"be shared by {world_size} ranks; use a multiple of {world_size}",
                 status=EXIT_BAD_INPUT,
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
-        self.split = split
-        self.weights = [float(weight) for _, weight in sources]
-        self._mixture = Mixture(self.weights)
+        check_layout(self.layout)
         self.shards = [_open(source, split) for source, _ in sources]
-        _require_one_tokenizer(self.shards)
+        self.order = Order(
+            self.shards,
+            self.layout,
+            Mixing(
+                tuple(float(weight) for _, weight in sources),
+                tuple(max_repetition or [None] * len(sources)),
+                tuple((step, tuple(map(float, weights))) for step, weights in stages),
+            ),
+            global_batch_size=global_batch_size,
+            seed=seed,
+        )
         self._collate = collate or CausalCollate(self.layout, self.shards[0].eod_id)
-        self._cuttings = [
-            _cut(shards, self.layout, source) for source, shards in enumerate(self.shards)
-        ]
         share = global_batch_size // world_size
         self._mine = range(rank * share, (rank + 1) * share)
+        self._located: dict[int, Located] = {}  # by data step; what comes next
         self.step = 0  # the next data step; ahead of the training step by what was skipped
         self._skipped = SkippedSteps()
         self._worker_count = workers
@@ -166,51 +152,46 @@ class Loader:
 
     def samples(self, step: int) -> list[Sample]:
         """This rank's share of any step, before it is collated."""
-        first = step * self.global_batch_size
-        indices = np.arange(first + self._mine.start, first + self._mine.stop)
-        return [
-            Sample(index, self._cuttings[source].segments(number))
-            for index, source, number in self._locate(indices)
-        ]
+        if step not in self._located:
+            self._located = self._locate(step)
+        return self.order.samples(self._located[step])
+
+    def _locate(self, step: int) -> dict[int, Located]:
+        """Where this rank's share of a step and of some that follow comes from."""
+        self.order.require(step)
+        stop = step + max(1, _LOCATED // len(self._mine))
+        if self.order.end is not None:
+            stop = min(stop, self.order.end)
+        firsts = np.arange(step, stop) * self.global_batch_size
+        rows = self.order.locate(np.add.outer(firsts, np.asarray(self._mine)).ravel())
+        share = len(self._mine)
+        return {
+            one: rows[place * share : (place + 1) * share]
+            for place, one in enumerate(range(step, stop))
+        }
 
     def documents(self, step: int) -> list[Seen]:
         """What every sample of a step's global batch was made of, whichever rank read it."""
-        first = step * self.global_batch_size
-        return [
-            seen._replace(sample=index)
-            for index, source, number in self._locate(
-                np.arange(first, first + self.global_batch_size)
-            )
-            for seen in self._cuttings[source].seen(number)
-        ]
+        return self.order.documents(step)
 
-    def _locate(self, indices: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
-        """(global index, source, number in the source's cutting) of each global sample."""
-        sources, own = self._mixture.locate(indices)
-        numbers = np.zeros_like(own)
-        for source in np.unique(sources):
-            cutting = self._cuttings[source]
-            epochs, places = np.divmod(own, cutting.size)
-            for epoch in np.unique(epochs[sources == source]):
-                chosen = (sources == source) & (epochs == epoch)
-                numbers[chosen] = cutting.shuffled(self.seed, int(epoch), places[chosen])
-        return list(zip(indices.tolist(), sources.tolist(), numbers.tolist(), strict=True))
-
-    def packing_report(self) -> PackingReport:
+    def packing_report(self, count_cut: bool = True) -> PackingReport:
         """One epoch of every source in numbers, added up."""
-        reports = [cutting.report() for cutting in self._cuttings]
-        total = {
-            name: sum(getattr(report, name) for report in reports)
-            for name in ("samples", "segments", "documents", "cut_documents", "tokens")
-        }
-        return report_of(self.layout, **total)
+        return self.order.packing_report(count_cut)
+
+    @property
+    def end(self) -> int | None:
+        """The first data step for which `max_repetition` leaves no data; None: there is none."""
+        return self.order.end
 
     @property
     def epochs(self) -> list[float]:
         """How many times each source has been passed through, up to the current step."""
-        taken = self._mixture.consumed(self.step * self.global_batch_size)
-        sizes = [cutting.size for cutting in self._cuttings]
-        return [count / size for count, size in zip(taken, sizes, strict=True)]
+        return self.order.epochs(self.step)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of each source in the batches handed out; what was skipped does not count."""
+        return self.order.tokens(self.step, self._skipped.windows)
 
     @property
     def epoch(self) -> int:
@@ -220,47 +201,40 @@ class Loader:
     @property
     def samples_per_epoch(self) -> int:
         """Samples of all sources together: with one source, those of one epoch."""
-        return sum(cutting.size for cutting in self._cuttings)
+        return sum(cutting.size for cutting in self.order.cuttings)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides which samples come next; plain JSON, the same on every rank."""
         return {
-            "schema": _STATE_SCHEMA,
+            **self.order.state(self.step),
             "step": self.step,
-            "seed": self.seed,
-            "seq_len": self.seq_len,
-            "global_batch_size": self.global_batch_size,
-            "split": self.split,
-            "weights": list(self.weights),
-            "fingerprints": [shards.fingerprint for shards in self.shards],
-            # Both kinds of windows come in the same order; only attention differs.
-            "packing": self.layout.packing if self.layout.by_document else "concat",
-            "overhead": self.layout.overhead,
-            "drops_eod": self.layout.drops_eod,
             "skipped": self._skipped.to_json(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def planned(self) -> dict[str, Any]:
+        """The state with the stages that are still to come, and the directories of the sources."""
+        sources = [str(shards.directory) for shards in self.shards]
+        return {**self.state_dict(), **self.order.state(), "sources": sources}
+
+    def load_state_dict(self, state: dict[str, Any]) -> str | None:
         """Go on where a state was taken. Raises UserError where the order would not go on.
 
-        Windows skipped since then are forgotten: the state says all. Skip them again.
+        Where weights, limits or stages are others than those of the state, or sources were added
+        behind the others, a stage begins here that takes every source up where it was left;
+        returns that in words, else None. Windows skipped since then are forgotten: the state says
+        all. Skip them again.
         """
-        own = self.state_dict()
-        # What states did not say before there was a choice.
-        state = {"packing": "concat", "overhead": 0, "drops_eod": False, "skipped": [], **state}
-        for name in own:
-            if name not in ("step", "skipped") and state.get(name) != own[name]:
-                what = _TOLD.get(name, name)
-                raise UserError(
-                    f"cannot resume: {what} was {state.get(name)!r}, now {own[name]!r}; the order "
-                    "of samples would change. Restore it, or start a new run",
-                    status=EXIT_BAD_INPUT,
-                )
         step = state.get("step")
         if not isinstance(step, int) or step < 0:
             raise UserError(f"cannot resume: the loader's step is {step!r}")
-        self._skipped = SkippedSteps.from_json(state["skipped"])
-        self.step = step
+        skipped = SkippedSteps.from_json(upgraded(state)["skipped"])
+        before = self.order.curriculum.stages
+        told = self.order.go_on(state, step)
+        if self.order.curriculum.stages != before:
+            self._located = {}
+            self.close()  # what workers were copied has other stages
+        self._skipped, self.step = skipped, step
+        return told
 
 
 def validation_batches(
@@ -286,7 +260,7 @@ def validation_batches(
     layout = layout or _causal(seq_len, document_boundaries)
     check_layout(layout)
     shards = _open(source, split)
-    cutting = _cut(shards, layout, 0)
+    cutting = cut(shards, layout, 0)
     collate = collate or CausalCollate(layout, shards.eod_id)
     end = cutting.size if max_sequences is None else min(cutting.size, max_sequences)
     for start in range(0, end, batch_size * world_size):
@@ -303,25 +277,9 @@ def _causal(seq_len: int, document_boundaries: bool) -> Layout:
     return Layout("documents" if document_boundaries else "concat", seq_len, lookahead=1)
 
 
-def _cut(shards: Shards, layout: Layout, source: int) -> Cutting:
-    if layout.by_document:
-        return Pieces(shards, layout, source)
-    return Windows(shards, layout, source)
-
-
 def _open(source: Source, split: str) -> Shards:
     if not isinstance(source, Shards):
         return Shards(source, split)
     if source.split != split:
         raise UserError(f"{source.directory} is open at split {source.split!r}, not {split!r}")
     return source
-
-
-def _require_one_tokenizer(sources: Sequence[Shards]) -> None:
-    for other in sources[1:]:
-        if not other.has_tokenizer_of(sources[0]):
-            raise UserError(
-                f"{other.directory} and {sources[0].directory} were made with different "
-                "tokenizers; prepare one with the other's, by tokenizer.path",
-                status=EXIT_BAD_INPUT,
-            )

@@ -92,16 +92,18 @@ class Pieces:
         chunks = -(-pieces // CHUNK_PIECES)
         self._chunk_documents = -(-len(shards) // chunks)
         firsts = range(0, len(shards), self._chunk_documents)
-        self._rows = np.array([self._count_rows(chunk) for chunk in range(len(firsts))])
+        # How many rows each chunk makes, and how many tokens those hold.
+        self._rows, self._tokens = np.array(
+            [self._count(chunk) for chunk in range(len(firsts))], dtype=np.int64
+        ).T
         self._ends = np.cumsum(self._rows)
         self.size = int(self._ends[-1])
+        self.tokens = int(self._tokens.sum())
         self._plans: OrderedDict[int, _Plan] = OrderedDict()
 
     def shuffled(self, seed: int, epoch: int, places: Tokens) -> Tokens:
         """The rows at some places of an epoch: chunks in another order, each shuffled."""
-        chunks = len(self._rows)
-        order = permute(np.arange(chunks), chunks, make_key(seed, self._source, epoch))
-        ends = np.cumsum(self._rows[order])
+        order, ends = self._chunks_of(seed, epoch)
         turns = np.searchsorted(ends, places, side="right")
         numbers = np.empty_like(places)
         for turn in np.unique(turns):
@@ -111,6 +113,26 @@ class Pieces:
             inside = permute(places[mine] - (ends[turn] - rows), rows, key)
             numbers[mine] = self._ends[chunk] - rows + inside
         return numbers
+
+    def _chunks_of(self, seed: int, epoch: int) -> tuple[Tokens, Tokens]:
+        """The chunks in an epoch's order, and the places at which each one ends."""
+        chunks = len(self._rows)
+        order = permute(np.arange(chunks), chunks, make_key(seed, self._source, epoch))
+        return order, np.cumsum(self._rows[order])
+
+    def tokens_before(self, seed: int, epoch: int, place: int) -> int:
+        """The tokens of the first places of an epoch: those of whole chunks, and of some rows."""
+        order, ends = self._chunks_of(seed, epoch)
+        turn = int(np.searchsorted(ends, place, side="right"))
+        whole = int(self._tokens[order[:turn]].sum())
+        if turn == len(order):
+            return whole
+        chunk, plan = int(order[turn]), self._plan(int(order[turn]))
+        rows = int(self._rows[chunk])
+        key = make_key(seed, self._source, epoch, chunk)
+        inside = permute(np.arange(place - (int(ends[turn]) - rows)), rows, key)
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(plan.counts)])[plan.bounds]
+        return whole + int(np.diff(before)[inside].sum())
 
     def segments(self, number: int) -> tuple[Segment, ...]:
         """The pieces of one row."""
@@ -125,15 +147,15 @@ class Pieces:
             found.append(Seen(self._source, documents, range(first, first + count)))
         return found
 
-    def report(self) -> PackingReport:
+    def report(self, count_cut: bool = True) -> PackingReport:
         """One epoch in numbers."""
         return report_of(
             self._layout,
             self.size,
             self._pieces,
             documents=int((self._lengths > 0).sum()),
-            cut_documents=int((self._lengths > self._layout.room).sum()),
-            tokens=int(self._lengths.sum(dtype=np.int64)),
+            cut=int((self._lengths > self._layout.room).sum()) if count_cut else None,
+            tokens=self.tokens,
         )
 
     def _segment(self, document: int, start: int, count: int) -> Segment:
@@ -161,15 +183,18 @@ class Pieces:
         places = np.arange(first, min(first + self._chunk_documents, count))
         return permute(places, count, make_key(_DOCUMENTS))
 
-    def _count_rows(self, chunk: int) -> int:
-        full, rest = np.divmod(self._lengths[self._documents(chunk)], self._layout.room)
+    def _count(self, chunk: int) -> tuple[int, int]:
+        """Rows and tokens of a chunk."""
+        lengths = self._lengths[self._documents(chunk)]
+        tokens = int(lengths.sum(dtype=np.int64))
+        full, rest = np.divmod(lengths, self._layout.room)
         rest = rest[rest > 0]
         if self._layout.packing == "padded":
-            return int(full.sum(dtype=np.int64)) + len(rest)
+            return int(full.sum(dtype=np.int64)) + len(rest), tokens
         capacity = self._layout.seq_len
         counts = np.bincount(rest + self._layout.overhead, minlength=capacity + 1)
         counts[capacity] += full.sum(dtype=np.int64)
-        return best_fit(counts, capacity)[0]
+        return best_fit(counts, capacity)[0], tokens
 
     def _plan(self, chunk: int) -> _Plan:
         plan = self._plans.pop(chunk, None) or self._make_plan(chunk)

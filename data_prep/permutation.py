@@ -24,7 +24,7 @@ def make_key(*parts: int) -> Indices:
 def permute(indices: npt.ArrayLike, size: int, key: Indices) -> npt.NDArray[np.int64]:
     """Where the permutation of range(size) sends each index. Any shape, int64, same shape."""
     values = np.array(indices, dtype=_U64)
-    half = _U64(max((max(size - 1, 1).bit_length() + 1) // 2, 1))
+    half = _half(size)
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
         values[outside] = _feistel(values[outside], half, key)
@@ -32,11 +32,35 @@ def permute(indices: npt.ArrayLike, size: int, key: Indices) -> npt.NDArray[np.i
     return values.astype(np.int64)
 
 
+def unpermute(values: npt.ArrayLike, size: int, key: Indices) -> npt.NDArray[np.int64]:
+    """The indices that `permute` sends to these values. Any shape, int64, same shape."""
+    indices = np.array(values, dtype=_U64)
+    half = _half(size)
+    outside = np.ones(indices.shape, dtype=bool)
+    while outside.any():
+        indices[outside] = _feistel_back(indices[outside], half, key)
+        outside = indices >= size
+    return indices.astype(np.int64)
+
+
+def _half(size: int) -> np.uint64:
+    """Bits of each half of the network's values."""
+    return _U64(max((max(size - 1, 1).bit_length() + 1) // 2, 1))
+
+
 def _feistel(values: Indices, half: np.uint64, key: Indices) -> Indices:
     mask = _U64((1 << int(half)) - 1)
     left, right = values >> half, values & mask
     for round_key in key:
         left, right = right, left ^ (_mix(right ^ round_key) & mask)
+    return (left << half) | right
+
+
+def _feistel_back(values: Indices, half: np.uint64, key: Indices) -> Indices:
+    mask = _U64((1 << int(half)) - 1)
+    left, right = values >> half, values & mask
+    for round_key in key[::-1]:
+        left, right = right ^ (_mix(left ^ round_key) & mask), left
     return (left << half) | right
 
 

@@ -78,16 +78,16 @@ class PackingReport(NamedTuple):
     samples: int
     segments: int
     documents: int
-    cut_documents: int  # documents that do not lie in one segment
+    cut_documents: int | None  # documents that do not lie in one segment; None: not counted
     tokens: int
     positions: int  # samples × seq_len
     utilisation: float  # share of the positions that is not padding
 
     def __str__(self) -> str:
+        cut = "" if self.cut_documents is None else f" ({self.cut_documents:,} of them cut)"
         return (
-            f"{self.samples:,} samples of {self.documents:,} documents ({self.cut_documents:,} of "
-            f"them cut), {self.tokens:,} tokens, {100 * self.utilisation:.1f} % of the positions "
-            "in use"
+            f"{self.samples:,} samples of {self.documents:,} documents{cut}, {self.tokens:,} "
+            f"tokens, {100 * self.utilisation:.1f} % of the positions in use"
         )
 
 
@@ -95,6 +95,7 @@ class Cutting(Protocol):
     """One split cut into samples, each with a number that no seed changes."""
 
     size: int  # samples of an epoch
+    tokens: int  # that an epoch holds
 
     def shuffled(self, seed: int, epoch: int, places: Tokens) -> Tokens:
         """The numbers of the samples at some places of an epoch. (n,) → (n,)"""
@@ -108,7 +109,11 @@ class Cutting(Protocol):
         """Where that comes from."""
         ...
 
-    def report(self) -> PackingReport:
+    def tokens_before(self, seed: int, epoch: int, place: int) -> int:
+        """The tokens of the samples at the first places of an epoch, without any lookahead."""
+        ...
+
+    def report(self, count_cut: bool = True) -> PackingReport:
         """One epoch in numbers."""
         ...
 
@@ -129,12 +134,20 @@ def check_layout(layout: Layout) -> None:
         raise ValueError(f"drops_eod goes with pieces of documents, not with {layout.packing}")
 
 
-def report_of(layout: Layout, samples: int, segments: int, **counts: int) -> PackingReport:
+def report_of(
+    layout: Layout, samples: int, segments: int, tokens: int, documents: int, cut: int | None
+) -> PackingReport:
     """Fill in what follows from the other counts."""
     positions = samples * layout.seq_len
-    used = counts["tokens"] + layout.overhead * segments
+    used = tokens + layout.overhead * segments
     return PackingReport(
-        samples, segments, **counts, positions=positions, utilisation=used / max(positions, 1)
+        samples,
+        segments,
+        documents=documents,
+        cut_documents=cut,
+        tokens=tokens,
+        positions=positions,
+        utilisation=used / max(positions, 1),
     )
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_prep.permutation import make_key, permute
+from data_prep.permutation import make_key, permute, unpermute
 from data_prep.samples import (
     NO_SENTENCES,
     Layout,
@@ -21,6 +21,7 @@ class Windows:
 
     def __init__(self, shards: Shards, layout: Layout, source: int) -> None:
         self._shards, self._layout, self._source = shards, layout, source
+        self.tokens = shards.tokens
         self.size = -(-shards.tokens // layout.room)
 
     def shuffled(self, seed: int, epoch: int, places: Tokens) -> Tokens:
@@ -51,16 +52,27 @@ class Windows:
         documents = self._shards.documents_between(start, end)
         return [Seen(self._source, documents, range(start, end))]
 
-    def report(self) -> PackingReport:
-        """One epoch in numbers."""
-        ends = np.cumsum(self._shards.lengths(), dtype=np.int64)
-        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
-        room = self._layout.room
+    def tokens_before(self, seed: int, epoch: int, place: int) -> int:
+        """The tokens of the first places of an epoch: all windows are full but the last one."""
+        last = self.size - 1
+        key = make_key(seed, self._source, epoch)
+        missing = self.size * self._layout.room - self.tokens
+        has_last = missing and int(unpermute(last, self.size, key)) < place
+        return place * self._layout.room - (missing if has_last else 0)
+
+    def report(self, count_cut: bool = True) -> PackingReport:
+        """One epoch in numbers. Counting the documents that are cut takes reading the index."""
         return report_of(
             self._layout,
             self.size,
             self.size,
-            documents=len(ends),
-            cut_documents=int((starts // room != (ends - 1) // room).sum()),
-            tokens=self._shards.tokens,
+            documents=len(self._shards),
+            cut=self._cut_documents() if count_cut else None,
+            tokens=self.tokens,
         )
+
+    def _cut_documents(self) -> int:
+        ends = np.cumsum(self._shards.lengths(), dtype=np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        room = self._layout.room
+        return int((starts // room != (ends - 1) // room).sum())

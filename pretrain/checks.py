@@ -11,9 +11,10 @@ from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
 from pretrain.objectives.traits import TRAITS, layout_for
 from runtime.config import Problem
-from runtime.errors import UserError
+from runtime.errors import EXIT_BAD_INPUT, UserError
 
 if TYPE_CHECKING:
+    from data_prep.order import Order
     from pretrain.config import PretrainConfig
 
 _LEAST_TEXT = 2  # tokens of a document or pair that a row must have room for
@@ -36,6 +37,7 @@ def check_data(config: "PretrainConfig") -> Iterator[Problem]:
         except UserError as error:
             yield Problem("data.valid", f"{error}, or write evaluate.every_steps: 0")
     yield from _check_layout(config)
+    yield from _check_weights(config)
     if opened:
         splits = [*opened, *([valid] if valid else [])]
         yield from _check_sources(config, opened)
@@ -61,6 +63,50 @@ def _check_sources(config: "PretrainConfig", opened: list[Shards]) -> Iterator[P
                 f"{config.data.seq_len} is more than all {shards.tokens} tokens of "
                 f"{shards.directory}; write {shards.tokens} or less, or prepare more text",
             )
+
+
+def _check_weights(config: "PretrainConfig") -> Iterator[Problem]:
+    sources = config.data.sources
+    if not any(source.weight for source in sources):
+        yield Problem("data.train", "every weight is 0; give one source a weight")
+    before = 0
+    for number, stage in enumerate(config.data.stages):
+        if len(stage.weights) != len(sources):
+            yield Problem(
+                "data.stages",
+                f"stage {number} has {len(stage.weights)} weights, and data.train has "
+                f"{len(sources)} sources; write one weight for each",
+            )
+        elif min(stage.weights) < 0 or not any(stage.weights):
+            yield Problem(
+                "data.stages",
+                f"stage {number} has weights {list(stage.weights)}; expected 0 or more, not all 0",
+            )
+        if stage.from_step <= before:
+            yield Problem(
+                "data.stages",
+                f"stage {number} begins at step {stage.from_step}, expected after {before}",
+            )
+        before = stage.from_step
+
+
+def check_supply(config: "PretrainConfig", order: "Order") -> None:
+    """Refuse a run for whose steps `max_repetition` leaves too little data. Raises UserError."""
+    if order.end is None or order.end >= config.total_steps:
+        return
+    told = [
+        f"{shards.directory} {cutting.tokens:,} tokens × "
+        f"{'no bound' if source.max_repetition is None else source.max_repetition}"
+        for shards, cutting, source in zip(
+            order.shards, order.cuttings, config.data.sources, strict=True
+        )
+    ]
+    raise UserError(
+        f"data.train: the sources last for {order.end:,} steps of batch.global_batch_size="
+        f"{order.global_batch_size}, and steps={config.total_steps:,} ({'; '.join(told)}); raise a "
+        "max_repetition, add a source, or shorten the run",
+        status=EXIT_BAD_INPUT,
+    )
 
 
 def _check_one_tokenizer(splits: list[Shards]) -> Iterator[Problem]:

@@ -147,14 +147,16 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
         seed=config.run.seed,
         layout=objective.layout,
         collate=objective.collate,
+        **config.data.mixing,
     )
+    loader.step = source.step
     state = {
         "schema": SCHEMA,
         "optimizer_steps": source.optimizer_steps,
         "shapes": {slot.ours: list(slot.shape) for slot in plan},
         "step": source.step,
         "tokens_seen": source.step * config.tokens_per_step,
-        "loader": {**loader.state_dict(), "step": source.step},
+        "loader": loader.state_dict(),
         "config": config.model_dump(mode="json"),
         "versions": provenance.versions(),
         "world_size": 1,

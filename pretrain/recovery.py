@@ -78,6 +78,7 @@ def roll_back(session: Session, why: str, window: tuple[int | None, int] = (0, 0
     first = session.loader.step if first is None else first
     if stop > first:
         session.loader.skip(first, stop)
+    session.describe_order()
     if session.log is not None:
         session.log.rewind(session.step)
     told = f", leaving out data steps {first} to {stop - 1}" if stop > first else ""

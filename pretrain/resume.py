@@ -39,12 +39,14 @@ def restore(session: "Session", checkpoint: CheckpointInfo) -> None:
     session.saver.trust(checkpoint)
     state = TrainingState(checkpoint.path)
     with understood(checkpoint.path):
-        session.loader.load_state_dict(state.values["loader"])
+        mixed = session.loader.load_state_dict(state.values["loader"])
         session.health.load_state_dict(state.values.get("health", {}))
         session.tokens_seen = state.values["tokens_seen"]
         session.step = session.saved_step = state.values["step"]
         _check_vocab_multiple(session.model_config, state.values["config"])
         _tell_changes(session, state.values["config"])
+        if mixed:
+            session.progress.say(mixed)
         session.engine.load_loss_scale_state(state.values.get("loss_scale", {}))
     session.engine.load_optimizer_slices(state.read, state.values["optimizer_steps"])
 

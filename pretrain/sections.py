@@ -39,18 +39,34 @@ Model = pydantic.create_model("Model", __base__=_Preset, **_SHAPE_KEYS)
 
 
 class Source(Config):
-    """A prepared directory and its share of the sequences."""
+    """A prepared directory and its share of the tokens."""
 
     path: str = key(..., "Directory that data_prep wrote")
-    weight: float = key(1.0, "Relative share of the training sequences", gt=0)
+    weight: float = key(
+        1.0, "Relative share of the training tokens; 0 = none until a stage gives it one", ge=0
+    )
+    max_repetition: float | None = key(
+        None,
+        "Times that the run may pass through it; then the others take its share. none = no bound",
+        unit="epochs",
+        gt=0,
+    )
+
+
+class Stage(Config):
+    """Other weights from a step on."""
+
+    from_step: int = key(..., "First step of the stage", unit="steps", ge=1)
+    weights: tuple[float, ...] = key(..., "Weight of each source of data.train, in its order")
 
 
 class Data(Config):
     """What to train and validate on."""
 
     train: str | tuple[Source, ...] = key(
-        "runs/demo/data", "Prepared directory, or a list of {path, weight}"
+        "runs/demo/data", "Prepared directory, or a list of {path, weight, max_repetition}"
     )
+    stages: tuple[Stage, ...] = key((), "Other weights later on: a list of {from_step, weights}")
     valid: str | None = key(
         None, "Prepared directory of the validation split; none = the first of train"
     )
@@ -77,6 +93,14 @@ class Data(Config):
     def sources(self) -> list[Source]:
         """The training sources as a list."""
         return [Source(path=self.train)] if isinstance(self.train, str) else list(self.train)
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """How the loader mixes the sources: its options of that name."""
+        return {
+            "max_repetition": [source.max_repetition for source in self.sources],
+            "stages": [(stage.from_step, stage.weights) for stage in self.stages],
+        }
 
     @property
     def valid_path(self) -> str:
@@ -168,4 +192,5 @@ __all__ = [
     "Objective",
     "Pairs",
     "Source",
+    "Stage",
 ]

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.loader import Loader
+from data_prep.run_order import write_order
 from data_prep.shards import Shards
 from model import build
 from model.config import ModelConfig
 from model.flops import mfu, parameters
 from model.heads import Model
 from model.init import parameter_groups
+from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
 from pretrain.export import ModelExport
@@ -86,6 +88,25 @@ class Session:
             self.progress.say(f"step {self.step}: {message}")
             record_event(self.config.run_dir, self.step, kind, message=message, **values)
 
+    def describe_order(self) -> None:
+        """Store which data each step is made of, for `python -m data_prep which` (main rank)."""
+        if self.ranks.is_main:
+            write_order(self.config.run_dir, self.loader.planned())
+
+    def _tell_sources(self) -> None:
+        """Record, and say, how much of each source went into the run so far."""
+        if len(self.loader.shards) == 1:
+            return
+        tokens, epochs = self.loader.tokens, self.loader.epochs
+        names = [str(shards.directory) for shards in self.loader.shards]
+        self.record(tokens_by_source=tokens, epochs_by_source=epochs)
+        told = [
+            f"{name} {count:,} tokens ({100 * count / max(sum(tokens), 1):.2f} %, {passed:.2f} "
+            "epochs)"
+            for name, count, passed in zip(names, tokens, epochs, strict=True)
+        ]
+        self.progress.say(f"data so far: {'; '.join(told)}")
+
     def judge(self, result: StepResult) -> Verdict | None:
         """What follows from a step, the same on all ranks; None where nothing was wrong."""
         ratio = result.update_ratio
@@ -102,6 +123,7 @@ class Session:
         self.saver.wait()
         self.loader.close()
         if self.log is not None:
+            self._tell_sources()
             self.log.close()
 
     def mfu(self, tokens_per_second: float, predicted_fraction: float) -> dict[str, float | None]:
@@ -138,7 +160,9 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         layout=objective.layout,
         collate=objective.collate,
         workers=_workers(config, ranks),
+        **config.data.mixing,
     )
+    check_supply(config, loader.order)
     checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     if checkpoint is not None:
         check_architecture(model_config, checkpoint)
@@ -170,6 +194,7 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     if checkpoint is not None:
         restore(session, checkpoint)
     describe_run(config.run_dir, config)
+    session.describe_order()
     if ranks.is_main:
         session.log = MetricsLog(
             config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard
@@ -203,7 +228,7 @@ def _attention_length(loader: Loader) -> int:
     """Tokens of a row, or of an isolated document on average: never more work than was done."""
     if loader.layout.packing == "concat":
         return loader.layout.seq_len
-    report = loader.packing_report()
+    report = loader.packing_report(count_cut=False)
     # A window's first document and each that begins in it, or each piece of a document.
     isolated = report.segments + (0 if loader.layout.by_document else report.documents)
     return max(1, report.tokens // isolated) + loader.layout.overhead
@@ -250,16 +275,17 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{config.objective}; {config.precision}, ZeRO-{config.parallel.zero_stage}, "
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
-    report = session.loader.packing_report()
+    report = session.loader.packing_report(session.loader.layout.by_document)
     epochs = config.total_steps * config.batch.global_batch_size / report.samples
     positions = config.total_steps * config.tokens_per_step
     say(
         f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens = {positions:,} "
         f"({epochs:.2f} epochs); run directory {config.run_dir}"
     )
+    cut = report.cut_documents
     say(
         f"{session.objective.layout.packing}: {100 * report.utilisation:.1f} % of positions hold "
-        f"tokens; {report.cut_documents:,} of {report.documents:,} documents cut"
+        f"tokens; {'any' if cut is None else f'{cut:,}'} of {report.documents:,} documents cut"
     )
     # At most 4 bytes each for the weight, its master and two moments.
     session.saver.look_ahead(16 * parameters(session.model_config, session.objective.head))

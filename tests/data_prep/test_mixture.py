@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from data_prep.mixture import Mixture
+from data_prep.mixture import Mixture, apportion
 from runtime.errors import UserError
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.7, 0.3], [3, 1, 1, 0.01], [1 / 3] * 3])
 def test_proportions_hold_everywhere_and_own_indices_count_up(weights):
-    mixture = Mixture(weights)
+    mixture = Mixture(apportion(weights))
     samples = np.arange(150_000)
     sources, own = mixture.locate(samples)
     share = np.array(weights) / sum(weights)
@@ -23,4 +23,4 @@ def test_proportions_hold_everywhere_and_own_indices_count_up(weights):
 @pytest.mark.parametrize("weights", [[], [0.0], [1, -1], [1, float("nan")], [1, 1e-9]])
 def test_unusable_weights_are_refused(weights):
     with pytest.raises(UserError, match="weight"):
-        Mixture(weights)
+        Mixture(apportion(weights))

@@ -97,7 +97,7 @@ def test_an_epoch_holds_every_token_once_and_cuts_no_document_that_fits(prepared
 
 def test_the_test_data_has_several_chunks_and_cut_documents(prepared):
     loader = Loader([(prepared, 1.0)], layout=FIT, global_batch_size=1)
-    assert len(loader._cuttings[0]._rows) > 2
+    assert len(loader.order.cuttings[0]._rows) > 2
     report = loader.packing_report()
     assert 0 < report.cut_documents < report.documents == len(loader.shards[0])
 
