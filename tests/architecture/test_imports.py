@@ -46,12 +46,16 @@ ONE_PLACE = {
 
 TORCH_FREE = [
     "data_prep.config",
+    "data_prep.curriculum",
     "data_prep.naming",
+    "data_prep.order",
     "data_prep.packing",
+    "data_prep.run_order",
     "data_prep.samples",
     "data_prep.shards",
     "data_prep.pipeline",
     "data_prep.verify",
+    "data_prep.which",
     "data_prep.workers",
     "finetune.config",
     "launch.__main__",
