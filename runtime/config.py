@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import pydantic
 import yaml
 
+from runtime import config_unions
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -168,6 +169,10 @@ def _walk(node: yaml.MappingNode, prefix: str, name: str, where: dict[str, str])
         where[dotted] = f"{name}:{line}"
         if isinstance(value_node, yaml.MappingNode):
             yield from _walk(value_node, f"{dotted}.", name, where)
+        for index, item in enumerate(value_node.value if value_node.id == "sequence" else ()):
+            where[f"{dotted}.{index}"] = f"{name}:{item.start_mark.line + 1}"
+            if isinstance(item, yaml.MappingNode):
+                yield from _walk(item, f"{dotted}.{index}.", name, where)
 
 
 def _apply_overrides(source: _Source, overrides: Sequence[str]) -> None:
@@ -236,29 +241,14 @@ def _validate(schema: type[ConfigT], data: dict[str, Any], out: list[Problem]) -
         except pydantic.ValidationError as error:
             found = list(error.errors(include_url=False))
         dropped = 0
-        for item in found:
-            location = _plain_location(item["loc"], data)
+        locations = [config_unions.plain_location(item, data) for item in found]
+        for item, location in zip(found, locations, strict=True):
             # Looking for what was meant takes a millisecond each.
             told = _explain(schema, location, item) if len(out) < MAX_TOLD else item["msg"]
             out.append(Problem(".".join(map(str, location)), told))
             dropped += _drop(data, location)
         if not dropped:  # a required key is missing: no lenient config can be built
             return None
-
-
-def _plain_location(loc: tuple[int | str, ...], data: Any) -> tuple[int | str, ...]:
-    """Strip the names of union branches that pydantic puts into a location."""
-    plain: list[int | str] = []
-    for part in loc:
-        is_last = len(plain) == len(loc) - 1
-        if isinstance(data, dict) and (part in data or (is_last and isinstance(part, str))):
-            data = data.get(part)  # absent where a required key is missing
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            continue
-        plain.append(part)
-    return tuple(plain)
 
 
 def _drop(data: Any, location: tuple[int | str, ...]) -> int:
@@ -276,10 +266,13 @@ def _drop(data: Any, location: tuple[int | str, ...]) -> int:
 def _explain(schema: type[Config], location: tuple[int | str, ...], error: Any) -> str:
     kind, got = error["type"], error["input"]
     if kind == "extra_forbidden":
-        near = nearest_key(schema, [str(part) for part in location])
+        near = config_unions.nearest_in_branch(schema, error["loc"])
+        near = near or nearest_key(schema, [str(part) for part in location])
         return f"unknown key{f'; did you mean {near}?' if near else ''}"
     if kind == "missing":
         return "is required and has no default"
+    if kind in config_unions.TAG_ERRORS:
+        return config_unions.explain_tag(error)
     if kind == "value_error":
         return f"{error['ctx']['error']}"
     message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
