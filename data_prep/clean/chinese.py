@@ -19,7 +19,7 @@ _TO_HALF = str.maketrans("，！？：；（）．", ",!?:;().")
 # Half-width marks beside a Han character, brackets around one; a period only behind one and before
 # no word, since it is also in 3.14 and in names.
 _HALF_MARK = re.compile(rf"(?<=[{_HAN}”’）》])[,!?:;]++|(?<![,!?:;])[,!?:;]++(?=[{_HAN}“‘（《])")
-_HALF_STOP = re.compile(rf"(?<=[{_HAN}])\.(?![\w.])")
+_HALF_STOP = re.compile(rf"(?<=[{_HAN}])\.(?![A-Za-z0-9_.])")
 _WIDE_ALPHANUMERIC = re.compile("[０-９Ａ-Ｚａ-ｚ]+")
 _FULL_MARK = re.compile("[，！？：；（）．]")
 _Script = Literal["keep", "simplified", "traditional", "taiwan", "hong_kong"]

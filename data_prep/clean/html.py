@@ -39,8 +39,8 @@ class Html(Rule):
         return text if text and text.strip() else self.drop("no_text", "characters 0")
 
     def needs(self) -> tuple[str, ...]:
-        """The package that extracts, and the parser that it uses."""
-        return ("lxml", "trafilatura")
+        """The package that extracts, and the parser and the sanitiser that it uses."""
+        return ("lxml", "lxml_html_clean", "trafilatura")
 
     def _extracted(self, page: Page) -> str | None:
         import trafilatura

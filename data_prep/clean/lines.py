@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pydantic
 
 from data_prep.clean.expressions import REACH, check_expression, compiled
@@ -53,12 +54,17 @@ class Lines(Rule):
         seen: set[str] = set()
         expressions = [compiled(text) for text in self.drop_matching]
         lines = page.text.split("\n")
-        for line in lines:
+        words = self._words(page, lines)
+        for line, has_words in zip(lines, words, strict=True):
             bare = line.strip()
             if bare:
                 if any(pattern.search(line, 0, REACH) for pattern in expressions):
                     continue
-                if self._is_unfit(bare) or (self.duplicates == "drop" and bare in seen):
+                if (
+                    not has_words
+                    or self._is_unfit(bare)
+                    or (self.duplicates == "drop" and bare in seen)
+                ):
                     continue
                 seen.add(bare)
             kept.append(line)
@@ -72,12 +78,20 @@ class Lines(Rule):
                 return self.above("dropped_words", "fraction", lost, self.max_dropped_words)
         return text
 
+    def _words(self, page: Page, lines: list[str]) -> list[bool]:
+        """Whether each line has enough words; no word goes over the end of a line."""
+        if not self.min_words:
+            return [True] * len(lines)
+        ends = np.cumsum([len(line) + 1 for line in lines])
+        before = np.concatenate(([0], np.cumsum(page.words.is_readable)))
+        reached = before[np.searchsorted(page.words.starts, ends)]
+        enough: list[bool] = (np.diff(reached, prepend=0) >= self.min_words).tolist()
+        return enough
+
     def _is_unfit(self, line: str) -> bool:
         if len(line) < self.min_characters:
             return True
         if self.max_characters is not None and len(line) > self.max_characters:
-            return True
-        if self.min_words and int(find_words(line).is_readable.sum()) < self.min_words:
             return True
         if self.max_digits < 1:
             visible = sum(not character.isspace() for character in line)

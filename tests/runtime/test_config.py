@@ -1,6 +1,7 @@
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import pydantic
 import pytest
 import yaml
 
@@ -154,3 +155,37 @@ def test_resolved_yaml_loads_to_the_same_config(tmp_path: Path) -> None:
     assert "语料" in text
     assert load(Example, write(tmp_path, text)) == config
     assert yaml.safe_load(text)["optim"]["name"] == "adamw"
+
+
+class Square(Config):
+    kind: Literal["square"] = key("square", "A shape")
+    side: float = key(..., "Length of a side", gt=0)
+
+
+class Circle(Config):
+    kind: Literal["circle"] = key("circle", "A shape")
+    radius: float = key(1.0, "Half the width", gt=0)
+
+
+class Drawing(Config):
+    shapes: tuple[Annotated[Square | Circle, pydantic.Field(discriminator="kind")], ...] = key(())
+
+
+def test_mistakes_in_a_list_of_sections_of_several_kinds(tmp_path: Path) -> None:
+    text = "shapes:\n- kind: circel\n- kind: circle\n  radios: 2\n- {kind: square}\n- {side: 1}\n"
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(Drawing, path)
+    assert caught.value.lines == [
+        f"{path}:2: shapes.0: unknown kind 'circel'; did you mean circle?",
+        f"{path}:4: shapes.1.radios: unknown key; did you mean radius?",
+        f"{path}:5: shapes.2.side: is required and has no default",
+        f"{path}:6: shapes.3: kind is missing; write kind: and which one it is",
+    ]
+    assert load(Drawing, write(tmp_path, "shapes:\n- kind: circle\n")).shapes == (Circle(),)
+
+
+def test_a_key_written_twice_in_a_list_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "shapes:\n- kind: circle\n  kind: square\n")
+    with pytest.raises(ConfigError, match=r"shapes\.0\.kind is written twice"):
+        load(Drawing, path)
