@@ -1,7 +1,7 @@
 """`python -m data_prep run|inspect|verify|demo`: prepare text, look at the result, check it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.errors import (
@@ -14,13 +14,18 @@ from runtime.errors import (
 )
 
 USAGE = """
-python -m data_prep run CONFIG.yaml [key.subkey=value ...]   text → tokenizer and shards
-python -m data_prep inspect DIR                              counts, and some documents
-python -m data_prep verify DIR                               check every byte; exit 1 if damaged
-python -m data_prep demo [DIR]                               built-in text → DIR/data, and
-                                                             DIR/functions.{train,dev,test}.jsonl
+python -m data_prep run CONFIG.yaml [key.subkey=value ...]  text → tokenizer and shards; again: goes
+                                                            on, or adds new inputs
+python -m data_prep inspect DIR [--html FILE | --json]      the data card: sources, lengths,
+                                                            languages, what was left out and why
+python -m data_prep verify DIR                              check every byte; exit 1 if damaged
+python -m data_prep which RUN --step N                      the documents of a training step
+python -m data_prep leakage A B                             documents of A that are also in B
+python -m data_prep task DIR STAGE NUMBER...                some tasks of a run that goes on, for
+                                                            schedulers of your own
+python -m data_prep demo [DIR]                              built-in text → DIR/data, and
+                                                            DIR/functions.{train,dev,test}.jsonl
 """
-_SAMPLES, _SAMPLE_TOKENS = 3, 60
 
 
 @command
@@ -42,76 +47,102 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _dispatch(name: str, *arguments: str) -> int:
-    rest = list(arguments)
-    if name == "run":
-        config = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
-        return _run(config, rest)
-    commands = {"inspect": _inspect, "verify": _verify, "demo": _demo}
-    if name not in commands:
+    if name not in _COMMANDS:
         raise UserError(
-            f"unknown command {name!r}; write run, {', '.join(commands)} or --help",
+            f"unknown command {name!r}; write {', '.join(_COMMANDS)} or --help",
             status=EXIT_BAD_INPUT,
         )
-    if name == "demo" and not rest:
-        rest = ["runs/demo"]
-    if len(rest) != 1:
-        raise UserError(f"expected: python -m data_prep {name} DIR", status=EXIT_BAD_INPUT)
-    return commands[name](Path(rest[0]))
+    return _COMMANDS[name](list(arguments))
 
 
-def _run(path: Path | None, overrides: Sequence[str]) -> int:
+def _run(rest: list[str]) -> int:
     from data_prep.config import DataPrepConfig, check
     from data_prep.pipeline import prepare
     from runtime.config import load
 
-    prepare(load(DataPrepConfig, path, overrides, check))
+    path = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
+    prepare(load(DataPrepConfig, path, rest, check))
     return EXIT_OK
 
 
-def _demo(directory: Path) -> int:
+def _task(rest: list[str]) -> int:
+    if len(rest) < 3 or not all(number.isdigit() for number in rest[2:]):
+        raise _expected("task DIR STAGE NUMBER...")
+    from data_prep.pipeline import run_tasks
+
+    run_tasks(Path(rest[0]), rest[1], [int(number) for number in rest[2:]])
+    return EXIT_OK
+
+
+def _demo(rest: list[str]) -> int:
     from data_prep.demo import prepare_demo
 
-    prepare_demo(directory)
+    if len(rest) > 1:
+        raise _expected("demo [DIR]")
+    prepare_demo(Path(rest[0] if rest else "runs/demo"))
     return EXIT_OK
 
 
-def _verify(directory: Path) -> int:
+def _verify(rest: list[str]) -> int:
     from data_prep.verify import verify_directory
 
-    problems = verify_directory(directory)
+    if len(rest) != 1:
+        raise _expected("verify DIR")
+    problems = verify_directory(Path(rest[0]))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
-        print(f"sound: {directory}")
+        print(f"sound: {rest[0]}")
     return EXIT_FAILED if problems else EXIT_OK
 
 
-def _inspect(directory: Path) -> int:
-    from data_prep import manifest
-    from data_prep.shards import Shards
-    from data_prep.tokenizer import DocumentTokenizer
+def _inspect(rest: list[str]) -> int:
+    from data_prep.atomic import write_atomic
+    from data_prep.card import make_card
+    from data_prep.card_page import card_page
+    from data_prep.card_text import card_lines
 
-    shards = {}
-    listed = manifest.load(directory)
-    print(f"{directory}: {listed.documents:,} documents, {listed.tokens:,} tokens, {listed.dtype}")
-    print(f"  fingerprint {listed.fingerprint}")
-    own = listed.tokenizer
-    print(f"  tokenizer {own.vocab_size:,} entries, documents end with {own.eod} ({own.eod_id})")
-    for split, counts in sorted(listed.splits.items()):
-        ratio = counts.text_bytes / max(counts.tokens, 1)
-        print(
-            f"  {split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
-            f"{ratio:.2f} bytes/token, {counts.unknown_tokens:,} unknown tokens"
-        )
-        shards[split] = Shards(directory, split)
-    for reason, count in sorted(listed.dropped.items()):
-        print(f"  dropped, {reason}: {count:,}")
-    tokenizer = DocumentTokenizer(directory, own.eod)
-    for split, data in shards.items():
-        for number in sorted({len(data) * k // _SAMPLES for k in range(_SAMPLES)}):
-            text = tokenizer.decode(data[number][:_SAMPLE_TOKENS])
-            print(f"  {split}[{number}]: {text!r}")
+    if len(rest) != 1 and rest[1:] != ["--json"] and not (len(rest) == 3 and rest[1] == "--html"):
+        raise _expected("inspect DIR [--html FILE | --json]")
+    card = make_card(Path(rest[0]))
+    if len(rest) == 1:
+        print("\n".join(card_lines(card)))
+    elif len(rest) == 2:
+        print(card.model_dump_json(indent=2))
+    else:
+        try:
+            write_atomic(Path(rest[2]), card_page(card).encode())
+        except OSError as error:
+            raise UserError(f"{rest[2]}: cannot be written: {error.strerror}") from error
+        print(f"wrote {rest[2]}")
     return EXIT_OK
+
+
+def _leakage(rest: list[str]) -> int:
+    from data_prep.leakage import main as report_leakage
+
+    return report_leakage(rest)
+
+
+def _which(rest: list[str]) -> int:
+    from data_prep.which import main as name_documents
+
+    return name_documents(rest)
+
+
+def _expected(usage: str) -> UserError:
+    return UserError(f"expected: python -m data_prep {usage}", status=EXIT_BAD_INPUT)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "inspect": _inspect,
+    "verify": _verify,
+    "which": _which,
+    "leakage": _leakage,
+    "task": _task,
+    "demo": _demo,
+}
 
 
 if __name__ == "__main__":

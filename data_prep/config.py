@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+from data_prep.clean import CleanRule
+from data_prep.decontaminate_config import DecontaminateConfig
+from data_prep.dedup_config import DedupConfig
+from data_prep.executor_config import RayOptions, SlurmOptions
 from data_prep.input_config import Input, check_inputs
 from data_prep.tokenizer_config import TokenizerChoice, check_tokenizer
 from runtime.config import Config, Problem, key, section
@@ -24,8 +28,27 @@ class DataPrepConfig(Config):
     input: Input
     output: str = key(..., "directory to write", min_length=1)
     tokenizer: TokenizerChoice = section(TokenizerChoice, "how text becomes tokens")
+    clean: tuple[CleanRule, ...] = key(
+        (), "rules, in the order in which they see a document; each is `rule: NAME` and its keys"
+    )
+    decontaminate: DecontaminateConfig = section(
+        DecontaminateConfig, "leave out documents that hold text of test sets"
+    )
+    dedup: DedupConfig = section(DedupConfig, "leave out what occurred before")
     split: Split = section(Split, "training and validation")
-    workers: int = key(0, "processes; 0 is one for each CPU core. Never changes the output", ge=0)
+    licences: dict[str, str] = key(
+        {}, "for the data card: the licence of each input, by a path as in input.paths or its start"
+    )
+    workers: int = key(
+        0,
+        "processes, or with ray tasks at once; 0 is one for each core. Never changes the output",
+        ge=0,
+    )
+    executor: Literal["local", "ray", "slurm"] = key(
+        "local", "where the work is done: this machine, a Ray cluster, a Slurm array"
+    )
+    ray: RayOptions = section(RayOptions, "executor: ray")
+    slurm: SlurmOptions = section(SlurmOptions, "executor: slurm")
     max_bad_fraction: float = key(
         0.01, "the run fails when more than this fraction of records is unreadable", ge=0, le=1
     )
@@ -33,11 +56,20 @@ class DataPrepConfig(Config):
         32 << 20, "input that one shard is made from", unit="bytes", ge=1 << 10
     )
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether documents that can be read may be left out."""
+        return bool(self.clean or self.dedup.is_on or self.decontaminate.is_on)
+
 
 def check(config: DataPrepConfig) -> list[Problem]:
     """The problems that need several keys or the file system to see."""
     output = Path(config.output)
     problems = [*check_inputs(config.input, output), *check_tokenizer(config.tokenizer)]
+    if config.decontaminate.is_on:
+        from data_prep.decontaminate import check_decontaminate  # not for `--help`
+
+        problems += check_decontaminate(config.decontaminate)
     if output.exists() and not output.is_dir():
         problems.append(Problem("output", f"{output} is a file; name a directory"))
     return problems

@@ -13,42 +13,16 @@ import numpy.typing as npt
 import orjson
 
 from data_prep.atomic import aside, publish, write_atomic
+from data_prep.decontaminate_config import MOST_WORDS, DecontaminateConfig
 from data_prep.dedup.words import U64, Words, constants, mix, word_chunks
 from data_prep.readers import BadRecord
 from data_prep.text_files import text_files
-from runtime.config import Config, Problem, key
+from runtime.config import Problem
 from runtime.errors import UserError
 
 _SHOWN_CHARACTERS = 200
 _FORMAT = 1  # of the saved index and of the hashes in it
-_MOST_WORDS = 64
 _STREAM = 7
-
-
-class DecontaminateConfig(Config):
-    """Test sets that no training document may repeat."""
-
-    paths: tuple[str, ...] = key(
-        (), "test files, in any input format (of plain text, each line is one text); none is off"
-    )
-    text_keys: tuple[str, ...] = key(
-        ("text",), "fields or columns of the test files that hold texts", min_length=1
-    )
-    ngram: int = key(
-        13, "a document goes that shares so many words in a row", unit="words", ge=1, le=_MOST_WORDS
-    )
-    min_words: int = key(
-        8,
-        "a test text shorter than ngram is looked for as a whole, from this length on",
-        unit="words",
-        ge=1,
-    )
-    min_matches: int = key(1, "so many different runs must be shared", ge=1)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is to be done."""
-        return bool(self.paths)
 
 
 class Contaminated(NamedTuple):
@@ -224,7 +198,7 @@ def _runs(words: U64, lengths: Sequence[int]) -> Iterator[tuple[int, U64]]:
 
     lengths: rising.
     """
-    factors = constants(_MOST_WORDS, _STREAM)
+    factors = constants(MOST_WORDS, _STREAM)
     total = np.zeros(len(words), np.uint64)
     for place in range(min(lengths[-1], len(words))):
         total = total[: len(words) - place]

@@ -36,6 +36,8 @@ class ShardEntry(FileEntry):
     documents: int = pydantic.Field(ge=0)
     tokens: int = pydantic.Field(ge=0)
     index: FileEntry
+    unit: int = pydantic.Field(default=0, ge=0)
+    origins: FileEntry | None = None  # where each document comes from
 
 
 class TokenizerEntry(FileEntry):
@@ -74,6 +76,30 @@ class SourceEntry(Counts):
     dropped: dict[str, int]
 
 
+class SegmentEntry(_Record):
+    """Bytes [start, end) of a source, or rows where a format counts in rows."""
+
+    source: int
+    start: int
+    end: int
+    first_line: int  # lines of the source before this segment
+    records: int
+    bad: dict[str, int]
+
+
+class UnitEntry(_Record):
+    """What one unit was made from, and the file of what its rules left out."""
+
+    segments: list[SegmentEntry]
+    dropped: FileEntry | None
+
+
+class Units(_Record):
+    """units.json: the units of work, in order. Few readers of the data need it."""
+
+    units: list[UnitEntry]
+
+
 class Manifest(_Record):
     """The whole directory. `fingerprint` covers the plan, the tokenizer and every shard's bytes."""
 
@@ -87,6 +113,9 @@ class Manifest(_Record):
     dropped: dict[str, int]
     tokenizer: TokenizerEntry
     quarantine: FileEntry
+    units: FileEntry | None = None  # None: made by an earlier version
+    changed: dict[str, int] = {}  # documents that a rule changed and kept
+    licences: dict[str, str] = {}  # of sources whose paths begin so
     shards: list[ShardEntry]
     sources: list[SourceEntry]
     plan: dict[str, Any]
@@ -95,11 +124,17 @@ class Manifest(_Record):
         """The shards of one split, in order."""
         return [shard for shard in self.shards if shard.split == split]
 
+    def licence_of(self, path: str) -> str:
+        """The licence that the config states for a source, by the longest path that fits it."""
+        fits = [start for start in self.licences if path.startswith(start)]
+        return self.licences[max(fits, key=len)] if fits else ""
+
     def files(self) -> list[FileEntry]:
         """Every file that the manifest vouches for."""
         found: list[FileEntry] = [self.tokenizer, self.tokenizer.config, self.quarantine]
+        found += [self.units] if self.units else []
         for shard in self.shards:
-            found += [shard, shard.index]
+            found += [shard, shard.index, *([shard.origins] if shard.origins else [])]
         return found
 
 
@@ -147,3 +182,14 @@ def _absent(directory: Path) -> str:
     if (directory / ".work").exists():
         return f"{directory} is not finished; run `python -m data_prep run` on its config again"
     return f"{directory} has no {NAME}: it is not a directory of prepared data"
+
+
+def load_units(directory: Path, listed: Manifest) -> list[UnitEntry] | None:
+    """The units that a directory was made in; None where an earlier version made it."""
+    if listed.units is None:
+        return None
+    path = directory / listed.units.file
+    try:
+        return Units.model_validate_json(path.read_bytes()).units
+    except (OSError, pydantic.ValidationError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; prepare the data again") from error

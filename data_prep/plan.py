@@ -4,20 +4,26 @@ A plan depends on the inputs' content and on the config alone, never on workers 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.atomic import file_sha256
+import orjson
+
+from data_prep import tokenizer_load
+from data_prep.atomic import write_atomic
+from data_prep.clean import identity as clean_identity
 from data_prep.config import DataPrepConfig
 from data_prep.cutting import cut
 from data_prep.cutting import weight as weight_of
 from data_prep.files import Location
 from data_prep.manifest import SCHEMA
 from data_prep.sources import Segment, Source, describe
-from data_prep.tokenizer import CONFIG_FILE
-from data_prep.tokenizer_config import TrainTokenizer, tokenizer_file
+from data_prep.tokenizer_config import TrainTokenizer
 from runtime.errors import UserError
+
+PLAN = "plan.json"  # the identity of a run that is going on
+_LAYOUT = "layout.json"  # all that its workers need
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Plan:
     sources: tuple[Source, ...]
     units: tuple[Unit, ...]
     identity: dict[str, Any]
+    first_unit: int = 0  # units before it are in the shards already
 
     @property
     def output(self) -> Path:
@@ -48,32 +55,116 @@ class Plan:
         """Where finished units are noted until the manifest is written."""
         return self.output / ".work"
 
+    @property
+    def contamination(self) -> Path:
+        """The index of test sets, for workers."""
+        return self.work / "contamination"
 
-def make_plan(config: DataPrepConfig, files: Sequence[tuple[str, Location]]) -> Plan:
-    """Hash the inputs and cut them into units. Raises UserError for unreadable files."""
-    sources = describe(config, files)
-    segments = [
-        segment for number, source in enumerate(sources) for segment in cut(number, source, config)
-    ]
-    limit = config.work_unit_bytes
+    @property
+    def signatures(self) -> Path:
+        """What finds duplicates; kept, so that inputs that are added later are compared with it."""
+        return self.output / ".dedup"
+
+
+def make_plan(
+    config: DataPrepConfig,
+    files: Sequence[tuple[str, Location]],
+    previous: dict[str, Any] | None = None,
+    contamination: dict[str, Any] | None = None,
+) -> Plan:
+    """Hash the inputs and cut them into units. Raises UserError for unreadable files.
+
+    previous: the identity that the output was begun with. Its inputs come first, in their old
+    order and so in the same units; those that are new make units of their own behind them.
+    contamination: what says which test sets are kept out.
+    """
+    sources = _in_batches(describe(config, files), previous)
+    units: list[Unit] = []
+    for batch in range(1 + max(source.batch for source in sources)):
+        segments = [
+            segment
+            for number, source in enumerate(sources)
+            if source.batch == batch
+            for segment in cut(number, source, config)
+        ]
+        units += _grouped(segments, sources, config.work_unit_bytes, len(units))
+    if not units:
+        raise UserError(f"the {len(sources)} input files hold no text: every one is empty")
+    return Plan(config, tuple(sources), tuple(units), _identity(config, sources, contamination))
+
+
+def _in_batches(sources: Sequence[Source], previous: dict[str, Any] | None) -> list[Source]:
+    listed = previous["sources"] if previous else []
+    old = {source["path"]: (n, source.get("batch", 0)) for n, source in enumerate(listed)}
+    new_batch = 1 + max((batch for _, batch in old.values()), default=-1)
+    known = [replace(s, batch=old[s.name][1]) for s in sources if s.name in old]
+    known.sort(key=lambda source: old[source.name][0])
+    return [*known, *(replace(s, batch=new_batch) for s in sources if s.name not in old)]
+
+
+def _grouped(
+    segments: Sequence[Segment], sources: Sequence[Source], limit: int, first: int
+) -> list[Unit]:
+    """Units of about `limit` bytes of text, of consecutive segments."""
     units: list[Unit] = []
     group: list[Segment] = []
     weight = 0
     for segment in segments:
         own = weight_of(sources[segment.source], segment)
         if group and weight + own > limit:
-            units.append(Unit(len(units), tuple(group), weight))
+            units.append(Unit(first + len(units), tuple(group), weight))
             group, weight = [], 0
         group.append(segment)
         weight += own
     if group:
-        units.append(Unit(len(units), tuple(group), weight))
-    if not units:
-        raise UserError(f"the {len(sources)} input files hold no text: every one is empty")
-    return Plan(config, tuple(sources), tuple(units), _identity(config, sources))
+        units.append(Unit(first + len(units), tuple(group), weight))
+    return units
 
 
-def _identity(config: DataPrepConfig, sources: Sequence[Source]) -> dict[str, Any]:
+def save_plan(plan: Plan) -> None:
+    """Write the plan into the work directory, for workers that another process starts."""
+    content = {
+        "config": plan.config.model_dump(mode="json"),
+        "sources": [
+            asdict(s) | {"path": str(s.path), "is_local": isinstance(s.path, Path)}
+            for s in plan.sources
+        ],
+        "units": [asdict(unit) for unit in plan.units],
+        "identity": plan.identity,
+        "first_unit": plan.first_unit,
+    }
+    write_atomic(plan.work / _LAYOUT, orjson.dumps(content))
+
+
+def load_plan(output: Path) -> Plan:
+    """The plan of a run that is going on in a directory. Raises UserError where there is none."""
+    path = output / ".work" / _LAYOUT
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UserError(
+            f"{output} has no run going on ({error}); start it with `python -m data_prep run`"
+        ) from error
+    return Plan(
+        config=DataPrepConfig.model_validate(content["config"] | {"output": str(output)}),
+        sources=tuple(_source(entry) for entry in content["sources"]),
+        units=tuple(
+            Unit(u["index"], tuple(Segment(**s) for s in u["segments"]), u["weight"])
+            for u in content["units"]
+        ),
+        identity=content["identity"],
+        first_unit=content["first_unit"],
+    )
+
+
+def _source(entry: dict[str, Any]) -> Source:
+    is_local = entry.pop("is_local")
+    return Source(**entry | ({"path": Path(entry["path"])} if is_local else {}))
+
+
+def _identity(
+    config: DataPrepConfig, sources: Sequence[Source], contamination: dict[str, Any] | None
+) -> dict[str, Any]:
     """What decides the output, as JSON. Workers and the error budget are not among it."""
     tokenizer: dict[str, Any]
     if config.tokenizer.path is None:
@@ -82,15 +173,16 @@ def _identity(config: DataPrepConfig, sources: Sequence[Source]) -> dict[str, An
         if train.extra_tokens or train.specials != TrainTokenizer(kind=train.kind).specials:
             tokenizer["train"]["specials"] = list(train.specials)
     else:
-        path = tokenizer_file(config.tokenizer.path)
-        assert path is not None, "config.check refuses a missing tokenizer"
-        beside = path.with_name(CONFIG_FILE)  # says which token begins, ends and masks
-        tokenizer = {
-            "sha256": file_sha256(path),
-            "config_sha256": file_sha256(beside) if beside.exists() else None,
-            "eod": config.tokenizer.eod,
-        }
+        tokenizer = tokenizer_load.identity(config.tokenizer)
+    rules: dict[str, Any] = {}  # absent without, as in plans from before there were any
+    if config.clean:
+        rules["clean"] = clean_identity(config.clean)
+    if contamination:
+        rules["decontaminate"] = contamination
+    if config.dedup.is_on:
+        rules["dedup"] = config.dedup.model_dump()
     return {
+        **rules,
         "schema": SCHEMA,
         "input": config.input.identity(),
         "tokenizer": tokenizer,
@@ -101,19 +193,17 @@ def _identity(config: DataPrepConfig, sources: Sequence[Source]) -> dict[str, An
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first difference of two identities in words, or None."""
-    before, after = _flat(old), _flat(new)
+    """The first difference of two identities in words, or None. Added inputs are none."""
+    batches = 1 + max((source.get("batch", 0) for source in old["sources"]), default=0)
+    kept = [source for source in new["sources"] if source.get("batch", 0) < batches]
+    before, after = _flat(old), _flat({**new, "sources": kept})
     for name in [*after, *before]:
         was, now = before.get(name, "absent"), after.get(name, "absent")
         if was == now:
             continue
         if name.startswith("input file "):
-            if "absent" in (was, now):
-                return f"{name} was {'added' if was == 'absent' else 'removed'}"
-            return f"the content of {name} changed"
+            return f"{name} was removed" if now == "absent" else f"the content of {name} changed"
         return f"{name} was {was}, now {now}"
-    if [s["path"] for s in old["sources"]] != [s["path"] for s in new["sources"]]:
-        return "the order of the input files changed"
     return None
 
 

@@ -34,6 +34,7 @@ class Source:
     mtime_ns: int
     sha256: str  # "" where the file is remote: it is not downloaded only to be hashed
     version: str = ""  # of a remote file, such as its ETag
+    batch: int = 0  # inputs that were added to a prepared directory come in later batches
 
     @property
     def compression(self) -> str:
@@ -56,7 +57,9 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """What names the content, as JSON."""
         own: dict[str, Any] = {"path": self.name, "format": self.format, "bytes": self.size}
-        return {**own, **({"version": self.version} if self.version else {"sha256": self.sha256})}
+        own |= {"version": self.version} if self.version else {"sha256": self.sha256}
+        # Absent elsewhere, as in plans from before inputs could be added.
+        return own | ({"batch": self.batch} if self.batch else {})
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 import hashlib
 from collections.abc import Iterator
 
+from data_prep.documents import Item, Screen, read_unit, unique_documents
 from data_prep.plan import Plan
-from data_prep.readers import Document, SegmentReader
+from data_prep.readers import Document
 from data_prep.split import TRAIN, Splitter, fraction_of
 from data_prep.tokenizer import cut
 
@@ -45,15 +46,19 @@ def training_texts(plan: Plan) -> Iterator[str]:
 
 
 def _texts(plan: Plan, unit: int, split: str | None, keep: float) -> Iterator[str]:
-    for segment in plan.units[unit].segments:
-        source = plan.sources[segment.source]
-        splitter = Splitter(plan.config, source)
-        for record in SegmentReader(source, segment, plan.config.input):
-            if not isinstance(record, Document):
-                continue
-            for name, text in splitter(record):
-                wanted = split is None or name == split
-                # Pieces of a long document are drawn singly: it must not be all or nothing.
-                for piece in cut(text, _PIECE_CHARACTERS) if wanted else ():
-                    if keep >= 1 or fraction_of(piece, b"sample") < keep:
-                        yield piece
+    splitters = [
+        Splitter(plan.config, plan.sources[segment.source]) for segment in plan.units[unit].segments
+    ]
+    if plan.config.dedup.is_on:
+        items: Iterator[tuple[int, Item]] = unique_documents(plan, unit)
+    else:
+        items = read_unit(plan, unit, Screen(plan))
+    for segment, item in items:
+        if not isinstance(item, Document):
+            continue
+        for name, text in splitters[segment](item):
+            wanted = split is None or name == split
+            # Pieces of a long document are drawn singly: it must not be all or nothing.
+            for piece in cut(text, _PIECE_CHARACTERS) if wanted else ():
+                if keep >= 1 or fraction_of(piece, b"sample") < keep:
+                    yield piece

@@ -1,158 +1,261 @@
-"""One unit of work: a pure function of (plan, unit) that writes shards and a report on them.
+"""The two stages that work on units: pure functions of (plan, unit) that publish a report last.
 
-The report is published last. A unit counts as done when its report is there.
+A run that looks for duplicates cleans first, into `.work`, with what each document contributes to
+the search; between the two, `data_prep.dedup` finds the duplicates. Any other run makes the
+shards at once.
 """
 
-from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
-from pathlib import Path
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
-import orjson
-import pydantic
 
-from data_prep.atomic import write_atomic
-from data_prep.indexed import ShardWriter, Tokens
+from data_prep.dedup import SignatureWriter
+from data_prep.documents import (
+    Changed,
+    Cut,
+    DocumentStore,
+    Item,
+    Screen,
+    SegmentEnd,
+    read_unit,
+    store_path,
+    unique_documents,
+)
+from data_prep.indexed import ShardWriter
 from data_prep.manifest import Counts, ShardEntry
+from data_prep.origins import OriginWriter
 from data_prep.plan import Plan, Unit
-from data_prep.readers import BadRecord, Document, SegmentReader
+from data_prep.readers import BadRecord, Document
+from data_prep.records import Decision
 from data_prep.sentences import sentences
 from data_prep.split import Splitter
+from data_prep.tally import SegmentReport, Tally, UnitReport
 from data_prep.tokenizer import DocumentTokenizer
+from data_prep.tokenizer_batches import EncodersDifferError
 from runtime.errors import UserError
 
 _BATCH_CHARACTERS = 1 << 20
 
 
-class SourceReport(pydantic.BaseModel):
-    """What one segment of a source gave."""
-
-    source: int
-    lines: int
-    records: int = 0  # good ones; one may give a document to each split
-    splits: dict[str, Counts] = {}
-    dropped: dict[str, int] = {}
+def clean_name(unit: int) -> str:
+    """What the files of a cleaned unit are called."""
+    return f"clean_{unit:05d}"
 
 
-class UnitReport(pydantic.BaseModel):
-    """What a unit made; the bad records are in a file beside it."""
-
-    unit: int
-    shards: list[ShardEntry]
-    segments: list[SourceReport]
+def unit_name(unit: int) -> str:
+    """What the files of a finished unit are called."""
+    return f"unit_{unit:05d}"
 
 
-class UnitTask:
-    """`run_unit` with its plan, in the form that executors send to worker processes."""
+def dropped_name(unit: int) -> str:
+    """The file of the decisions about a unit's documents."""
+    return f"dropped_{unit:05d}.jsonl.zst"
+
+
+class CleanTask:
+    """Read and clean a unit, and note what finds its duplicates."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._screen: Screen | None = None
+
+    def __call__(self, unit: int) -> UnitReport:
+        """Run one unit. Raises UserError for unreadable inputs and a full disk."""
+        plan, work = self.plan, self.plan.work
+        if self._screen is None:  # not copied to other processes: it may be large
+            self._screen = Screen(plan)
+        with (
+            _disk_errors(plan),
+            Tally(
+                work,
+                clean_name(unit),
+                _reports(plan.units[unit]),
+                work / f"clean_{dropped_name(unit)}",
+            ) as tally,
+            DocumentStore(store_path(plan, unit)) as store,
+            SignatureWriter(plan.signatures, unit, plan.config.dedup) as signatures,
+        ):
+            for segment, item in read_unit(plan, unit, self._screen):
+                if isinstance(item, Document):
+                    signatures.add(item.text)
+                    store.add(segment, item)
+                else:
+                    note(tally, segment, item)
+            store.finish()
+            signatures.finish()
+            return tally.finish(unit, [])
+
+
+class ShardTask:
+    """Tokenise a unit's documents into shards."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._tokenizer: DocumentTokenizer | None = None
+        self._screen: Screen | None = None
 
     def __call__(self, unit: int) -> UnitReport:
         """Run one unit. Raises UserError for unreadable inputs and a full disk."""
+        plan = self.plan
         if self._tokenizer is None:
-            self._tokenizer = DocumentTokenizer(self.plan.work, self.plan.config.tokenizer.eod)
-        try:
-            return _Run(self.plan, self.plan.units[unit], self._tokenizer).run()
-        except OSError as error:
-            raise UserError(
-                f"{self.plan.output}: cannot be written: {error.strerror or error}; mend that and "
-                "run the same command again: finished work is kept"
-            ) from error
+            choice = plan.config.tokenizer
+            self._tokenizer = DocumentTokenizer(plan.work, choice.eod, choice.backend)
+        if self._screen is None and not plan.config.dedup.is_on:
+            self._screen = Screen(plan)
+        with _disk_errors(plan):
+            try:
+                self._tokenizer.begin_unit(unit)
+                return self._make(unit, self._tokenizer)
+            except EncodersDifferError as error:
+                print(f"unit {unit}: {error}; encoded by tokenizers instead", file=sys.stderr)
+                self._tokenizer.begin_unit(unit, is_fast=False)
+                return self._make(unit, self._tokenizer)
+
+    def _make(self, unit: int, tokenizer: DocumentTokenizer) -> UnitReport:
+        plan = self.plan
+        decisions = plan.output / dropped_name(unit) if plan.config.has_rules else None
+        with (
+            Tally(plan.work, unit_name(unit), _reports(plan.units[unit]), decisions) as tally,
+            _Shards(plan, unit, tokenizer, tally) as shards,
+        ):
+            if self._screen:
+                items: Iterator[tuple[int, Item]] = read_unit(plan, unit, self._screen)
+            else:
+                tally.go_on_from(plan.work, clean_name(unit))
+                items = unique_documents(plan, unit)
+            for segment, item in items:
+                if isinstance(item, Document):
+                    shards.add(segment, item)
+                else:
+                    note(tally, segment, item)
+            return tally.finish(unit, shards.finish())
 
 
-def report_path(work: Path, unit: int) -> Path:
-    """Where a unit's report lies."""
-    return work / f"unit_{unit:05d}.json"
+def note(
+    tally: Tally, segment: int, item: BadRecord | Decision | Changed | Cut | SegmentEnd
+) -> None:
+    """Count what is no document."""
+    if isinstance(item, BadRecord):
+        tally.bad(segment, item)
+    elif isinstance(item, Decision):
+        tally.dropped(item)
+    elif isinstance(item, Cut):
+        tally.cut(item.decision)
+    elif isinstance(item, Changed):
+        tally.changed(segment, item.rule)
+    else:
+        tally.segments[segment].lines, tally.segments[segment].records = item
 
 
-def quarantine_path(work: Path, unit: int) -> Path:
-    """Where a unit's bad records lie, one JSON object a line."""
-    return work / f"unit_{unit:05d}.quarantine.jsonl"
+class _Shards:
+    """The shards of a unit, one for each split that has documents."""
 
+    def __init__(self, plan: Plan, unit: int, tokenizer: DocumentTokenizer, tally: Tally) -> None:
+        self._plan, self._unit, self._tokenizer, self._tally = plan, unit, tokenizer, tally
+        self._splitters = [
+            Splitter(plan.config, plan.sources[segment.source])
+            for segment in plan.units[unit].segments
+        ]
+        self._batches: dict[str, _Batch] = {}
+        self._stack = ExitStack()
 
-class _Run:
-    def __init__(self, plan: Plan, unit: Unit, tokenizer: DocumentTokenizer) -> None:
-        self._plan, self._unit, self._tokenizer = plan, unit, tokenizer
-        self._writers: dict[str, ShardWriter] = {}
-        self._batch: list[tuple[Document, str, str]] = []  # document, split, text of that split
-        self._batch_characters = 0
-        self._bad: list[BadRecord] = []
-        self._counts: dict[str, Counts] = {}
+    def __enter__(self) -> "_Shards":
+        return self
 
-    def run(self) -> UnitReport:
-        with ExitStack() as stack:
-            segments = [self._segment(number, stack) for number in range(len(self._unit.segments))]
-            shards = [writer.finish() for _, writer in sorted(self._writers.items())]
-        report = UnitReport(unit=self._unit.index, shards=shards, segments=segments)
-        work = self._plan.work
-        lines = b"".join(
-            orjson.dumps(bad._asdict(), option=orjson.OPT_APPEND_NEWLINE) for bad in self._bad
-        )
-        write_atomic(quarantine_path(work, self._unit.index), lines)
-        write_atomic(
-            report_path(work, self._unit.index), orjson.dumps(report.model_dump(mode="json"))
-        )
-        return report
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
-    def _segment(self, number: int, stack: ExitStack) -> SourceReport:
-        segment = self._unit.segments[number]
-        source = self._plan.sources[segment.source]
-        splitter = Splitter(self._plan.config, source)
-        self._counts = {}
-        bad_before, good = len(self._bad), 0
-        reader = SegmentReader(source, segment, self._plan.config.input)
-        for record in reader:
-            if isinstance(record, BadRecord):
-                self._bad.append(record)
-                continue
-            good += 1
-            for split, text in splitter(record):
-                self._batch.append((record, split, text))
-                self._batch_characters += len(text)
-            if self._batch_characters >= _BATCH_CHARACTERS:
-                self._flush(stack)
-        self._flush(stack)
-        bad = self._bad[bad_before:]
-        empty = sum(record.reason == "no_tokens" for record in bad)
-        return SourceReport(
-            source=segment.source,
-            lines=reader.lines,
-            records=good - empty,
-            splits=self._counts,
-            dropped=dict(Counter(record.reason for record in bad)),
-        )
+    def add(self, segment: int, document: Document) -> None:
+        """Add a document to the shard of its split, or its parts to those of theirs."""
+        for split, text in self._splitters[segment](document):
+            batch = self._batches.get(split)
+            if batch is None:
+                batch = self._batches[split] = self._begin(split)
+            batch.segments.append(segment)
+            batch.documents.append(document)
+            batch.texts.append(text)
+            batch.characters += len(text)
+            if batch.characters >= _BATCH_CHARACTERS:
+                self._flush(split, batch)
 
-    def _flush(self, stack: ExitStack) -> None:
-        """Tokenise the batch and append it to the shards."""
-        tokenizer = self._tokenizer
-        texts = [text for _, _, text in self._batch]
-        encoded: Iterable[tuple[Tokens, Tokens | None]]
+    def finish(self) -> list[ShardEntry]:
+        """Make all files durable and visible, and describe them."""
+        found = []
+        for split, batch in sorted(self._batches.items()):
+            if batch.texts:
+                self._flush(split, batch)
+            if batch.origins.count:
+                entry = batch.writer.finish()
+                origins = batch.origins.finish()
+                found.append(entry.model_copy(update={"unit": self._unit, "origins": origins}))
+        return found
+
+    def _begin(self, split: str) -> "_Batch":
+        name = f"{split}_{self._unit:05d}"
+        output = self._plan.output
+        writer = ShardWriter(output, name, split, self._tokenizer.vocab_size)
+        self._stack.enter_context(writer)
+        return _Batch(writer, OriginWriter(output / f"{name}.origin.zst"))
+
+    def _flush(self, split: str, batch: "_Batch") -> None:
+        """Tokenise a batch and append it to its shard."""
         if self._plan.config.input.sentences:
-            encoded = tokenizer.encode_sentences([sentences(text) for text in texts])
+            cut = [sentences(text) for text in batch.texts]
+            encoded = self._tokenizer.encode_sentence_batch(cut)
         else:
-            encoded = ((ids, None) for ids in tokenizer.encode(texts))
-        for (record, split, text), (ids, ends) in zip(self._batch, encoded, strict=True):
-            if not len(ids):
-                bad = BadRecord(record.source, record.line, "no_tokens", text[:160])
-                self._bad.append(bad)
-                continue
-            if split not in self._writers:
-                name = f"{split}_{self._unit.index:05d}"
-                writer = ShardWriter(self._plan.output, name, split, tokenizer.vocab_size)
-                self._writers[split] = stack.enter_context(writer)
-            if ends is not None:
-                ends[-1] += 1  # the end-of-document token belongs to the last sentence
-            self._writers[split].add(np.append(ids, np.int32(tokenizer.eod_id)), ends)
-            unknown = (
-                0 if tokenizer.unknown_id is None else int((ids == tokenizer.unknown_id).sum())
+            encoded = self._tokenizer.encode_batch(batch.texts)
+        batch.writer.add_many(
+            encoded.ids, encoded.lengths, encoded.sentences, encoded.sentence_counts
+        )
+        is_kept = encoded.lengths > 0
+        for number in np.flatnonzero(~is_kept).tolist():
+            reason = "not_encodable" if encoded.lost[number] else "no_tokens"
+            self._tally.unusable(
+                batch.segments[number], batch.documents[number], reason, batch.texts[number]
             )
-            self._counts[split] = self._counts.get(split, Counts()) + Counts(
-                documents=1,
-                tokens=len(ids) + 1,
-                text_bytes=len(text.encode("utf-8")),
-                unknown_tokens=unknown,
+        segments = np.array(batch.segments)
+        lines = np.array([document.line for document in batch.documents])
+        batch.origins.add_many(segments[is_kept], lines[is_kept])
+        sizes = np.array([len(text.encode("utf-8")) for text in batch.texts])
+        for segment in np.unique(segments).tolist():
+            own = is_kept & (segments == segment)
+            counts = Counts(
+                documents=int(own.sum()),
+                tokens=int(encoded.lengths[own].sum()),
+                text_bytes=int(sizes[own].sum()),
+                unknown_tokens=int(encoded.unknown[own].sum()),
             )
-        self._batch, self._batch_characters = [], 0
+            if counts.documents:
+                self._tally.kept(segment, split, counts)
+        batch.clear()
+
+
+@dataclass
+class _Batch:
+    writer: ShardWriter
+    origins: OriginWriter
+    segments: list[int] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    characters: int = 0
+
+    def clear(self) -> None:
+        self.segments, self.documents, self.texts, self.characters = [], [], [], 0
+
+
+def _reports(unit: Unit) -> list[SegmentReport]:
+    return [SegmentReport(source=s.source, start=s.start, end=s.end) for s in unit.segments]
+
+
+@contextmanager
+def _disk_errors(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{plan.output}: cannot be written: {error.strerror or error}; mend that and "
+            "run the same command again: finished work is kept"
+        ) from error

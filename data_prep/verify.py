@@ -1,6 +1,6 @@
 """Check a prepared directory against its manifest: every file, every byte."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from data_prep import manifest
 from data_prep.atomic import file_sha256
 from data_prep.indexed import ShardReader
-from data_prep.manifest import Manifest, ShardEntry
+from data_prep.manifest import FileEntry, Manifest, ShardEntry
 from runtime.errors import UserError
 
 _CHUNK = 1 << 24  # tokens looked at together
@@ -30,10 +30,11 @@ def problems_of(
     if own != listed.fingerprint:
         yield f"{directory / manifest.NAME}: changed since it was written (fingerprint differs)"
     yield from _totals(directory, listed)
-    wrong_size = list(size_problems(directory, listed))
+    files = [*listed.files(), *_decisions(directory, listed)]
+    wrong_size = list(_size_problems(directory, files))
     yield from wrong_size
     named = {problem.partition(":")[0] for problem in wrong_size}
-    for entry in listed.files():
+    for entry in files:
         path = directory / entry.file
         beat()
         if str(path) not in named and file_sha256(path) != entry.sha256:
@@ -47,7 +48,11 @@ def problems_of(
 
 def size_problems(directory: Path, listed: Manifest) -> Iterator[str]:
     """Yield the files that are missing or of another size than the manifest says."""
-    for entry in listed.files():
+    return _size_problems(directory, listed.files())
+
+
+def _size_problems(directory: Path, files: Sequence[FileEntry]) -> Iterator[str]:
+    for entry in files:
         path = directory / entry.file
         try:
             size = path.stat().st_size
@@ -56,6 +61,15 @@ def size_problems(directory: Path, listed: Manifest) -> Iterator[str]:
             continue
         if size != entry.bytes:
             yield f"{path}: has {size} bytes, expected {entry.bytes}; prepare the data again"
+
+
+def _decisions(directory: Path, listed: Manifest) -> list[FileEntry]:
+    """The files of what rules left out; none where the list of units is damaged itself."""
+    try:
+        units = manifest.load_units(directory, listed) or []
+    except UserError:
+        return []
+    return [unit.dropped for unit in units if unit.dropped]
 
 
 def _totals(directory: Path, listed: Manifest) -> Iterator[str]:

@@ -4,7 +4,6 @@ A document is dropped where an earlier (unit, document) equals it, or shares a b
 similar enough. There are no clusters: what was decided about old units holds when others are added.
 """
 
-from data_prep.dedup.config import DedupConfig
 from data_prep.dedup.decisions import (
     Duplicate,
     RemovedParagraph,
@@ -15,6 +14,7 @@ from data_prep.dedup.job import Job
 from data_prep.dedup.paragraphs import remove_paragraphs
 from data_prep.dedup.signatures import SignatureWriter, is_signed
 from data_prep.dedup.stages import Stage, stages
+from data_prep.dedup_config import DedupConfig
 
 __all__ = [
     "DedupConfig",

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.atomic import write_atomic
-from data_prep.dedup.config import DedupConfig
 from data_prep.dedup.records import DECISION, Records
 from data_prep.dedup.signatures import unit_file
+from data_prep.dedup_config import DedupConfig
 
 PARTITION_BYTES = 32 << 20  # of records that are matched at once; memory is some times as much
 

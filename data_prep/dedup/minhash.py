@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.dedup.config import NearDuplicates
 from data_prep.dedup.words import (
     CHUNK_CHARACTERS,
     U64,
@@ -18,6 +17,7 @@ from data_prep.dedup.words import (
     split_words,
     word_chunks,
 )
+from data_prep.dedup_config import NearDuplicates
 
 U32 = npt.NDArray[np.uint32]
 U8 = npt.NDArray[np.uint8]

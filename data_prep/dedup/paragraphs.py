@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from data_prep.dedup.config import ParagraphDuplicates
+from data_prep.dedup_config import ParagraphDuplicates
 
 _SLICE = 1 << 20  # characters normalised at once
 _BLANK_LINES = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import orjson
 
 from data_prep.atomic import aside, publish, write_atomic
-from data_prep.dedup.config import DedupConfig
 from data_prep.dedup.minhash import U32, MinHasher, compact
 from data_prep.dedup.paragraphs import paragraph_hashes, text_hash
 from data_prep.dedup.records import BAND, COPY, OCCURRENCE, Records, Spool, begins_group
+from data_prep.dedup_config import DedupConfig
 
 _BATCH_CHARACTERS = 1 << 19
 _LOW = (1 << 64) - 1

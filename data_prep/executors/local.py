@@ -1,4 +1,4 @@
-"""Run units in processes of this machine."""
+"""Run tasks in processes of this machine."""
 
 import multiprocessing
 import os
@@ -7,37 +7,35 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar, cast
 
 from runtime.errors import UserError
 
-Result = TypeVar("Result")
 _task: Callable[[int], object] | None = None  # what this worker process runs
 
 
-def map_units(
-    task: Callable[[int], Result], units: Sequence[int], workers: int
-) -> Iterator[Result]:
-    """Yield task(unit) for every unit, in the order they finish.
+def map_by_processes(
+    task: Callable[[int], object], numbers: Sequence[int], workers: int
+) -> Iterator[int]:
+    """Run task(number) for every number and yield the numbers, in the order they finish.
 
-    Closing the iterator early stops after the units that are running. Raises UserError when a
+    Closing the iterator early stops after the tasks that are running. Raises UserError when a
     worker process is killed from outside.
     """
-    if workers == 1 or len(units) <= 1:
-        yield from _in_this_process(task, units)
+    if workers == 1 or len(numbers) <= 1:
+        yield from _in_this_process(task, numbers)
         return
     # Not fork: the parent has used the tokenizers library's threads, which fork would break.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(units)), context, _start_worker, (task,))
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, _start_worker, (task,))
     try:
         # The parent decides when to stop: workers start with Ctrl-C blocked, and keep it so.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            futures = [pool.submit(_run, unit) for unit in units]
+            futures = [pool.submit(_run, number) for number in numbers]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for future in as_completed(futures):
-            yield cast(Result, future.result())
+            yield future.result()
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, most likely for want of memory; lower workers "
@@ -58,12 +56,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _in_this_process(task: Callable[[int], Result], units: Sequence[int]) -> Iterator[Result]:
+def _in_this_process(task: Callable[[int], object], numbers: Sequence[int]) -> Iterator[int]:
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one worker means one core
     try:
-        for unit in units:
-            yield task(unit)
+        for number in numbers:
+            task(number)
+            yield number
     finally:
         if before is None:
             del os.environ["TOKENIZERS_PARALLELISM"]
@@ -86,6 +85,7 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _run(unit: int) -> object:
+def _run(number: int) -> int:
     assert _task is not None, "the pool's initializer sets the task"
-    return _task(unit)
+    _task(number)
+    return number

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_help_names_every_key_and_loads_nothing_heavy():
     code = (
         "import sys; from data_prep.__main__ import main; main(['--help']);"
-        "heavy = {'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules);"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules);"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -60,7 +60,7 @@ work_unit_bytes: 1
         "input.formt: unknown key; did you mean input.format?",
         "is a file; name a directory",
         "has both path and train",
-        "none is neither a tokenizer.json nor",
+        "none is no tokenizer.json, .model or vocab.txt",
         "did you mean bpe?",
         "split.valid",
         "work_unit_bytes",

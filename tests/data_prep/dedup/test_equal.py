@@ -7,8 +7,8 @@ import pytest
 import xxhash
 
 from data_prep.dedup import DedupConfig, job, remove_paragraphs
-from data_prep.dedup.config import ParagraphDuplicates
 from data_prep.dedup.paragraphs import paragraph_hashes, spans, text_hash
+from data_prep.dedup_config import ParagraphDuplicates
 from tests.data_prep.dedup.made import cut, deduplicated, english, flat
 
 EXACT = DedupConfig(exact=True)

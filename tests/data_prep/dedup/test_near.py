@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_prep.dedup import DedupConfig, Job, duplicates, job, match_near, stages
-from data_prep.dedup.config import NearDuplicates
 from data_prep.dedup.minhash import MinHasher, compact, similarity
 from data_prep.dedup.words import CHUNK_CHARACTERS, split_words, word_chunks
+from data_prep.dedup_config import NearDuplicates
 from tests.data_prep.dedup.made import (
     chinese,
     corpus,

@@ -1,0 +1,105 @@
+"""Killed at any moment and run again: the bytes of an undisturbed run, nothing finished redone."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep.config import DataPrepConfig, check
+from data_prep.pipeline import prepare
+from runtime.config import load
+from tests.data_prep.samples import contents, sentence, write_jsonl
+from tests.data_prep.test_executors import write_config
+
+WORKERS = 2
+
+
+def start(config: Path) -> int:
+    """A run in a process group of its own; a fork starts faster than an interpreter."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setpgid(0, 0)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    status = 1
+    try:
+        prepare(load(DataPrepConfig, config, (), check))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def make_input(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    texts = [f"{n} {' '.join(sentence(rng, 14) for _ in range(3))}" for n in range(400)]
+    texts += [text.replace("river", "brook", 1) for text in texts[::7]] + texts[::9]
+    write_jsonl(tmp_path / "x.jsonl", texts)
+
+
+def stamps(output: Path) -> dict[str, int]:
+    found = [*output.glob("*_0*.*"), *output.glob(".work/*.json"), *output.glob(".work/*.done")]
+    return {p.name: p.stat().st_mtime_ns for p in found}
+
+
+def until_gone(group: int) -> None:
+    """Workers whose parent was killed notice by themselves; what they finish is whole."""
+    for _ in range(100):
+        alive = [
+            stat
+            for path in Path("/proc").glob("[0-9]*/stat")
+            if (stat := fields(path)) and stat[2] == str(group) and stat[0] != "Z"
+        ]
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes of a killed run are still there: {alive}")
+
+
+def fields(path: Path) -> list[str]:
+    """State, parent, process group …; empty where the process has gone."""
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def storm(tmp_path: Path, kills: int, seed: int) -> None:
+    make_input(tmp_path)
+    rules = {"dedup__exact": True, "dedup__near": True, "workers": WORKERS}
+    calm, stormy = (write_config(tmp_path, name, **rules) for name in ("calm", "stormy"))
+    began = time.monotonic()
+    assert os.waitpid(start(calm), 0)[1] == 0
+    whole_s = time.monotonic() - began
+    output, rng = tmp_path / "stormy", random.Random(seed)
+    finished: dict[str, int] = {}
+    for _ in range(kills):
+        pid = start(stormy)
+        time.sleep(rng.uniform(0.02, 0.7 * whole_s))
+        group_killed = rng.random() < 0.5  # else the workers are left to notice
+        (os.killpg if group_killed else os.kill)(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        until_gone(pid)
+        if (output / "manifest.json").exists():
+            break
+        now = stamps(output)
+        redone = {name for name, stamp in finished.items() if now.get(name) != stamp}
+        assert not redone - {"layout.json", "plan.json"}, redone
+        finished = now
+    assert os.waitpid(start(stormy), 0)[1] == 0
+    assert contents(output) == contents(tmp_path / "calm")
+    assert not [p for p in output.rglob("*") if ".tmp-" in p.name]
+
+
+def test_a_few_kills(tmp_path):
+    storm(tmp_path, kills=4, seed=1)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20))
+def test_a_hundred_kills(tmp_path, seed):
+    storm(tmp_path, kills=5, seed=100 + seed)
