@@ -26,7 +26,13 @@ DTypeName = Literal["uint16", "int32"]
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, length of documents
-_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floats
+_INTEGERS = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8"}
+# The same codes stand for other types in files of others; nothing in a file says whose it is.
+DIALECTS: dict[str, dict[int, str]] = {
+    "megatron": _INTEGERS | {6: "<f8", 7: "<f4", 8: "<u2"},
+    "neox": _INTEGERS | {6: "<f4", 7: "<f8", 8: "<u2"},
+    "deepspeed": _INTEGERS | {6: "<u2", 7: "<u4", 8: "<u8"},
+}
 _CODES: dict[str, int] = {"uint16": 8, "int32": 4}
 _UINT16_BELOW = 65500  # Megatron's own bound; files must agree with its readers
 _LONGEST = 2**31 - 1  # sequence lengths are int32
@@ -35,6 +41,11 @@ _LONGEST = 2**31 - 1  # sequence lengths are int32
 def dtype_for(vocab_size: int) -> DTypeName:
     """The element type that Megatron's writer would choose."""
     return "uint16" if vocab_size < _UINT16_BELOW else "int32"
+
+
+def dtype_code(name: DTypeName) -> int:
+    """The code that Megatron's index has for an element type of ours."""
+    return _CODES[name]
 
 
 class ShardWriter:
@@ -162,10 +173,12 @@ class ShardReader:
     """Memory-maps one .bin/.idx pair after checking that the two agree in every respect.
 
     `ends` are the documents' ends in tokens, exclusive; `sequences` counts what the index lists.
-    Raises UserError naming the file.
+    dialect: whose codes of element types the index has, a key of DIALECTS. `code` is the code, and
+    `is_plain` tells that the index has nothing after the layout's last field. Raises UserError
+    naming the file.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, dialect: str = "megatron") -> None:
         self.bin_path = prefix.with_name(prefix.name + ".bin")
         self.idx_path = prefix.with_name(prefix.name + ".idx")
         raw = _map(self.idx_path)
@@ -176,12 +189,11 @@ class ShardReader:
             raise self._broken("is not a Megatron index (wrong magic)")
         if version != VERSION:
             raise self._broken(f"has version {version}, expected {VERSION}")
-        if code not in _DTYPES:
-            raise self._broken(f"has the unknown dtype code {code}")
-        self.dtype = np.dtype(_DTYPES[code])
+        self.dtype, self.code = self._element_type(code, dialect), code
         base = _HEADER.size + 12 * sequences + 8 * boundaries
         if len(raw) not in (base, base + sequences):  # the longer form carries modality bytes
             raise self._broken(f"has {len(raw)} bytes, its header says {base}")
+        self.is_plain = len(raw) == base
         at = _HEADER.size
         lengths = raw[at : at + 4 * sequences].view("<i4").astype(np.int64)
         pointers = raw[at + 4 * sequences : at + 12 * sequences].view("<i8")
@@ -193,6 +205,18 @@ class ShardReader:
         self.sequences = int(sequences)
         self._sequence_ends, self._first_sequences = sequence_ends, documents
         self.tokens = _map(self.bin_path).view(self.dtype)
+
+    def _element_type(self, code: int, dialect: str) -> np.dtype[Any]:
+        name = DIALECTS[dialect].get(code)
+        if name is None:
+            raise self._broken(f"has the unknown dtype code {code}")
+        if name.startswith("<f"):
+            kind = np.dtype(name).name
+            raise UserError(
+                f"{self.idx_path}: has the dtype code {code}, which is {kind} in {dialect}'s files "
+                "and holds no token ids; where DeepSpeed itself wrote it, say --dialect deepspeed"
+            )
+        return np.dtype(name)
 
     def _check(
         self, lengths: Tokens, pointers: Tokens, documents: Tokens, sequence_ends: Tokens

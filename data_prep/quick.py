@@ -2,15 +2,16 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
 from data_prep.config import DataPrepConfig, check
+from data_prep.options import Parser, add_option
 from data_prep.pipeline import prepare
 from data_prep.tokenizer_config import tokenizer_file
 from runtime.config import ConfigError, load
-from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
+from runtime.errors import EXIT_OK
 
 _FLAGS = {  # the keys that options set, and how a mistake in one is to be named
     "input.paths": "--data_dir",
@@ -24,13 +25,6 @@ _FLAGS = {  # the keys that options set, and how a mistake in one is to be named
     "split.valid": "--valid",
     "workers": "--workers",
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as every other command does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help", status=EXIT_BAD_INPUT)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,14 +78,14 @@ def _by_flag(line: str) -> str:
     return f"{flag}: {message}" if flag else line
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m data_prep tokenize",
         description="Tokenise text into shards with a tokenizer that exists. Options may be "
         "written with hyphens; python -m data_prep run has every other setting.",
         allow_abbrev=False,
     )
-    _add(
+    add_option(
         parser,
         "--data_dir",
         nargs="+",
@@ -100,33 +94,27 @@ def _parser() -> _Parser:
         required=True,
         help="files, folders or globs to read",
     )
-    _add(
+    add_option(
         parser,
         "--vocab_file",
         metavar="PATH",
         required=True,
         help="vocab.txt, tokenizer.json, a sentencepiece .model, or a folder with one",
     )
-    _add(parser, "--output_file", metavar="DIR", required=True, help="the directory to write")
-    _add(
+    add_option(parser, "--output_file", metavar="DIR", required=True, help="the directory to write")
+    add_option(
         parser,
         "--do_lower_case",
         action="store_true",
         default=None,
         help="vocab.txt: fold case and strip accents",
     )
-    _add(parser, "--valid", type=float, metavar="FRACTION", help="kept for validation; none is 0")
-    _add(parser, "--workers", type=int, metavar="N", help="processes; none is one for each core")
-    _add(parser, "--format", help="of the files; none goes by their names")
-    _add(parser, "--text_key", metavar="NAME", help="field that holds the document; none is text")
-    _add(
+    add_option(parser, "--valid", type=float, metavar="FRACTION", help="kept for validation")
+    add_option(parser, "--workers", type=int, metavar="N", help="processes; none: one a core")
+    add_option(parser, "--format", help="of the files; none goes by their names")
+    add_option(parser, "--text_key", metavar="NAME", help="field that holds the document")
+    add_option(
         parser, "--document", metavar="UNIT", help="in text files: file (default), paragraph, line"
     )
-    _add(parser, "--eod", metavar="TOKEN", help="ends a document; none is the tokenizer's own")
+    add_option(parser, "--eod", metavar="TOKEN", help="ends a document; none: its own")
     return parser
-
-
-def _add(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
-    """Add an option that may also be written with hyphens."""
-    names = dict.fromkeys((name, "--" + name.removeprefix("--").replace("_", "-")))
-    parser.add_argument(*names, **settings)
