@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         from runtime.config import print_help
 
         print_help(USAGE, DataPrepConfig)
+        _print_rules()
         return EXIT_OK
     try:
         return _dispatch(*arguments)
@@ -128,6 +129,16 @@ def _which(rest: list[str]) -> int:
     from data_prep.which import main as name_documents
 
     return name_documents(rest)
+
+
+def _print_rules() -> None:
+    from data_prep.clean import describe_rules
+
+    print("\nRules for `clean`, in an order that makes sense:\n")
+    for rule in describe_rules():
+        print(f"  {rule.name}: {rule.meaning}" + (f" ({rule.source})" if rule.source else ""))
+        for row in rule.keys:
+            print(f"    {row.key:28} {row.meaning}; {row.type}, default {row.default}")
 
 
 def _expected(usage: str) -> UserError:

@@ -6,18 +6,20 @@ the row, in WARC the record) counted from that segment's start. units.json has t
 
 import hashlib
 from array import array
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
 from data_prep.atomic import write_atomic
-from data_prep.manifest import FileEntry, Manifest, ShardEntry, load_units
+from data_prep.manifest import FileEntry, UnitEntry, load, load_units
+from data_prep.shards import Shards
 from runtime.errors import UserError
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.integer[Any]]
 
 
 class Origin(NamedTuple):
@@ -54,18 +56,33 @@ class OriginWriter:
         )
 
 
-def origin(directory: Path, listed: Manifest, shard: ShardEntry, document: int) -> Origin | None:
-    """Where a document of a shard comes from; None for data made by an earlier version."""
-    units = load_units(directory, listed)
-    if shard.origins is None or units is None:
+def origin_of(shards: Shards, document: int) -> Origin | None:
+    """Where a document of a split comes from; None for data made by an earlier version."""
+    shard, number = shards.place_of(document)
+    entry = shards.manifest.of_split(shards.split)[shard]
+    if entry.origins is None:
         return None
-    path = directory / shard.origins.file
+    found = _read(shards.directory / entry.origins.file, entry.documents)
+    units = _units(shards.directory, shards.fingerprint)
+    if units is None:
+        return None
+    segment = units[entry.unit].segments[int(found[0, number])]
+    source = shards.manifest.sources[segment.source]
+    return Origin(source.path, segment.first_line + int(found[1, number]))
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, documents: int) -> Ints:
+    """Segment and line of each document. (2, documents)"""
     try:
         data = zstandard.ZstdDecompressor().decompress(
-            path.read_bytes(), max_output_size=8 * shard.documents
+            path.read_bytes(), max_output_size=8 * documents
         )
-        segments, lines = np.frombuffer(data, dtype="<i4").reshape(2, shard.documents)
-        segment = units[shard.unit].segments[int(segments[document])]
-    except (OSError, ValueError, IndexError, zstandard.ZstdError) as error:
+        return np.frombuffer(data, dtype="<i4").reshape(2, documents)
+    except (OSError, ValueError, zstandard.ZstdError) as error:
         raise UserError(f"{path}: cannot be read: {error}; prepare the data again") from error
-    return Origin(listed.sources[segment.source].path, segment.first_line + int(lines[document]))
+
+
+@lru_cache(maxsize=4)
+def _units(directory: Path, _fingerprint: str) -> list[UnitEntry] | None:
+    return load_units(directory, load(directory))

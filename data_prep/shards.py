@@ -113,6 +113,11 @@ class Shards:
         before, ends = self._first(self._token_ends, shard), self._reader(shard).ends
         return range(before + (int(ends[number - 1]) if number else 0), before + int(ends[number]))
 
+    def place_of(self, document: int) -> tuple[int, int]:
+        """The shard of a document, by its place among the split's, and its number there."""
+        shard = bisect_right(self._document_ends, document)
+        return shard, document - self._first(self._document_ends, shard)
+
     def __len__(self) -> int:
         return self._document_ends[-1]
 

@@ -1,13 +1,14 @@
 """`python -m data_prep which RUN --step N`: the documents that a training step was made of."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from data_prep.order import Order
+from data_prep.origins import origin_of
 from data_prep.run_order import read_order
 from data_prep.samples import Seen
 from data_prep.shards import Shards
@@ -20,24 +21,11 @@ _TEXT = 80  # characters of a document
 _TEXT_TOKENS = 200  # that surely make as many
 
 
-class Origin(NamedTuple):
-    """Where a document was read from."""
-
-    file: str
-    line: int | None = None  # counted from 1; None where the directory does not say
-
-
-FindOrigin = Callable[[Shards, int], Origin | None]
-
-
-def main(arguments: Sequence[str], find_origin: FindOrigin | None = None) -> int:
-    """Print what a step was made of; returns the exit status.
-
-    find_origin: the input file and line of a document by its number in a split.
-    """
+def main(arguments: Sequence[str]) -> int:
+    """Print what a step was made of; returns the exit status."""
     options = _parse(arguments)
     order, skipped = read_order(options.run)
-    entries = documents_of(order, skipped, options.step, find_origin or origin_of)
+    entries = documents_of(order, skipped, options.step)
     data_step = data_step_of(skipped, options.step)
     if options.text:
         _add_text(order.shards, entries)
@@ -67,9 +55,7 @@ def data_step_of(skipped: SkippedSteps, step: int) -> int:
     return found
 
 
-def documents_of(
-    order: Order, skipped: SkippedSteps, step: int, find_origin: FindOrigin
-) -> list[dict[str, Any]]:
+def documents_of(order: Order, skipped: SkippedSteps, step: int) -> list[dict[str, Any]]:
     """Every document of a training step's samples, as plain JSON, in the order of the samples.
 
     Each entry has `sample` (global number), `source`, `split`, `document` (number in the split),
@@ -79,13 +65,13 @@ def documents_of(
     entries = []
     for seen in order.documents(data_step_of(skipped, step)):
         shards = order.shards[seen.source]
-        entries += [_entry(shards, seen, document, find_origin) for document in seen.documents]
+        entries += [_entry(shards, seen, document) for document in seen.documents]
     return entries
 
 
-def _entry(shards: Shards, seen: Seen, document: int, find_origin: FindOrigin) -> dict[str, Any]:
+def _entry(shards: Shards, seen: Seen, document: int) -> dict[str, Any]:
     whole = shards.token_range(document)
-    origin = find_origin(shards, document)
+    origin = origin_of(shards, document)
     return {
         "sample": seen.sample,
         "source": str(shards.directory),
@@ -94,15 +80,8 @@ def _entry(shards: Shards, seen: Seen, document: int, find_origin: FindOrigin) -
         "first": max(seen.tokens.start, whole.start) - whole.start,
         "last": min(seen.tokens.stop, whole.stop) - 1 - whole.start,
         "of": len(whole),
-        **({} if origin is None else {"file": origin.file}),
-        **({} if origin is None or origin.line is None else {"line": origin.line}),
+        **({} if origin is None else {"file": origin.path, "line": origin.line}),
     }
-
-
-def origin_of(shards: Shards, document: int) -> Origin | None:
-    """The input file of a document, where the manifest alone says it: there was but one."""
-    sources = [source for source in shards.manifest.sources if source.documents]
-    return Origin(sources[0].path) if len(sources) == 1 else None
 
 
 def accounts(order: Order, skipped: SkippedSteps, data_step: int) -> list[dict[str, Any]]:

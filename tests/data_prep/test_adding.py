@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from data_prep import Shards, manifest
-from data_prep.origins import origin
+from data_prep.origins import origin_of
 from data_prep.verify import verify_directory
 from runtime.errors import UserError
 from tests.data_prep.samples import contents, make_texts, settings, write_jsonl
@@ -107,8 +107,7 @@ def test_a_directory_of_an_earlier_version_can_be_read_but_not_added_to(tmp_path
     second = write_jsonl(tmp_path / "y.jsonl", make_texts(50, seed=1))
     with pytest.raises(UserError, match="nothing can be added"):
         run([first, second])
-    found = manifest.load(tmp_path / "out")
-    assert origin(tmp_path / "out", found, found.shards[0], 0) is None
+    assert origin_of(Shards(tmp_path / "out"), 0) is None
 
 
 def test_every_document_knows_its_line(tmp_path, run):
@@ -121,11 +120,8 @@ def test_every_document_knows_its_line(tmp_path, run):
     made = run(path, split__valid=0.2, max_bad_fraction=0.1)
     assert len(made.shards) > 4
     for split in ("train", "valid"):
-        number = 0
-        found = decoded(tmp_path / "out", split)
-        for shard in made.of_split(split):
-            for document in range(shard.documents):
-                where = origin(tmp_path / "out", made, shard, document)
-                assert where.path == str(path)
-                assert orjson.loads(lines[where.line - 1])["text"] == found[number]
-                number += 1
+        shards = Shards(tmp_path / "out", split)
+        for number, text in enumerate(decoded(tmp_path / "out", split)):
+            where = origin_of(shards, number)
+            assert where.path == str(path)
+            assert orjson.loads(lines[where.line - 1])["text"] == text
