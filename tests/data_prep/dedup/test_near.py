@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.dedup import DedupConfig, Job, duplicates, job, match_near, stages
+from data_prep.dedup import DedupConfig, Job, duplicates, job, match_near, minhash, stages, words
 from data_prep.dedup.minhash import MinHasher, compact, similarity
 from data_prep.dedup.words import CHUNK_CHARACTERS, split_words, word_chunks
 from data_prep.dedup_config import NearDuplicates
@@ -140,15 +140,48 @@ def test_a_text_signs_alike_in_any_company() -> None:
     assert (np.concatenate([chunk.ends for chunk in chunks]) == whole.ends).all()
 
 
+def test_shingles_lie_over_the_cuts_of_a_long_text(monkeypatch) -> None:
+    rng = random.Random(10)
+    texts = [" ".join(english(rng, 200)), " ".join(english(rng, 3)) + " " * 99, "a " * 60]
+    whole, _ = MinHasher(NearDuplicates()).sign(texts)
+    for characters in (17, 40, 90):
+        monkeypatch.setattr(words, "CHUNK_CHARACTERS", characters)
+        monkeypatch.setattr(minhash, "CHUNK_CHARACTERS", characters)
+        assert (MinHasher(NearDuplicates()).sign(texts)[0] == whole).all()
+
+
+def test_compared_with_the_first_and_the_last_few(tmp_path: Path) -> None:
+    members = np.zeros(30, match_near._MEMBER)
+    members["key"] = [1] * 5 + [2] * 25
+    members["document"] = np.arange(30)
+    for first_new, only_old in ((0, False), (3, False), (2, True)):
+        members["unit"] = [0, 0, 1, 2, 3] + [0] * 10 + [1] * 5 + [2] * 5 + [3] * 5
+        matcher = match_near.MatchNear(Job(tmp_path, 4, NEAR, first_new, only_old), 1)
+        pairs = matcher._pairs(members, members["unit"] >= first_new)
+        got = {(a, b) for later, earlier in pairs for a, b in zip(later, earlier, strict=True)}
+        wanted = set()
+        for start, stop in ((0, 5), (5, 30)):
+            for later in range(start, stop):
+                if members["unit"][later] >= first_new:
+                    earlier = [
+                        n
+                        for n in range(start, later)
+                        if not only_old or members["unit"][n] < first_new
+                    ]
+                    wanted |= {(later, n) for n in earlier[:1] + earlier[-match_near.RECENT :]}
+        assert got == wanted
+        assert len(got) > 30
+
+
 def test_words() -> None:
     text = "Don't  STOP: naïve_x2 漢字かな, ünïÇode 한국어 เก่า\n🙂 e\u0301"
-    words = split_words(text)
-    found = [text[a:b].lower() for a, b in zip(words.starts, words.ends, strict=True)]
+    split = split_words(text)
+    found = [text[a:b].lower() for a, b in zip(split.starts, split.ends, strict=True)]
     assert found[:11] == ["don", "t", "stop", "naïve_x2", *"漢字かな", "ünïçode", "한국어", "เ"]
     assert found[-1] == "e\u0301"
     other = split_words("don T stop NAÏVE_X2 漢 字 か な ÜNÏÇODE 한국어")
-    assert other.hashes.tolist() == words.hashes[:10].tolist()
-    assert len(set(words.hashes.tolist())) == len(words.hashes)
+    assert other.hashes.tolist() == split.hashes[:10].tolist()
+    assert len(set(split.hashes.tolist())) == len(split.hashes)
     order = split_words("ab ba aab aba baa")
     assert len(set(order.hashes.tolist())) == 5
 
