@@ -16,11 +16,15 @@ from runtime.errors import (
 USAGE = """
 python -m data_prep run CONFIG.yaml [key.subkey=value ...]  text → tokenizer and shards; again: goes
                                                             on, or adds new inputs
+python -m data_prep tokenize --data_dir D --vocab_file F    the same in short, with a vocabulary
+    [--do_lower_case] --output_file DIR                     that exists
 python -m data_prep inspect DIR [--html FILE | --json]      the data card: sources, lengths,
                                                             languages, what was left out and why
 python -m data_prep verify DIR                              check every byte; exit 1 if damaged
 python -m data_prep which RUN --step N                      the documents of a training step
 python -m data_prep leakage A B                             documents of A that are also in B
+python -m data_prep import PREFIX... --output DIR           foreign .bin/.idx files → a prepared
+    --tokenizer PATH [--dialect megatron|neox|deepspeed]    directory
 python -m data_prep task DIR STAGE NUMBER...                some tasks of a run that goes on, for
                                                             schedulers of your own
 python -m data_prep demo [DIR]                              built-in text → DIR/data, and
@@ -119,10 +123,22 @@ def _inspect(rest: list[str]) -> int:
     return EXIT_OK
 
 
+def _import(rest: list[str]) -> int:
+    from data_prep.importing import main as import_files
+
+    return import_files(rest)
+
+
 def _leakage(rest: list[str]) -> int:
     from data_prep.leakage import main as report_leakage
 
     return report_leakage(rest)
+
+
+def _tokenize(rest: list[str]) -> int:
+    from data_prep.quick import main as tokenize
+
+    return tokenize(rest)
 
 
 def _which(rest: list[str]) -> int:
@@ -147,10 +163,12 @@ def _expected(usage: str) -> UserError:
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
+    "tokenize": _tokenize,
     "inspect": _inspect,
     "verify": _verify,
     "which": _which,
     "leakage": _leakage,
+    "import": _import,
     "task": _task,
     "demo": _demo,
 }

@@ -17,6 +17,7 @@ class SegmentEnd(NamedTuple):
 
     lines: int
     records: int  # those that could be read
+    text_bytes: int  # of these, before any rule
 
 
 class Changed(NamedTuple):
@@ -75,14 +76,15 @@ def read_unit(plan: Plan, unit: int, screen: Screen) -> Iterator[tuple[int, Item
     """Yield (segment of the unit, record) for all that the unit's inputs hold."""
     for number, segment in enumerate(plan.units[unit].segments):
         reader = SegmentReader(plan.sources[segment.source], segment, plan.config.input)
-        records = 0
+        records = text_bytes = 0
         for record in reader:
             if isinstance(record, BadRecord):
                 yield number, record
             else:
                 records += 1
+                text_bytes += len(record.text.encode("utf-8"))
                 yield from ((number, item) for item in screen(number, record))
-        yield number, SegmentEnd(reader.lines, records)
+        yield number, SegmentEnd(reader.lines, records, text_bytes)
 
 
 class DocumentStore:

@@ -42,7 +42,7 @@ class Statistics:
                 own["dropped"].update(segment.bad)
                 own["dropped"].update(segment.dropped)
                 if stage.name == "shards":
-                    self._bytes += sum(counts.text_bytes for counts in segment.splits.values())
+                    self._bytes += segment.text_bytes
 
     def save(self, output: Path, done: Manifest) -> None:
         """Write the file."""
@@ -64,7 +64,8 @@ class Statistics:
     def tell(self, done: Manifest) -> None:
         """Print the run in a few lines."""
         seconds = time.monotonic() - self._started
-        rate = f", {self._bytes / 1e6 / seconds:.1f} MB/s" if self._bytes else ""
+        read = self._bytes / 1e6
+        rate = f": {read:,.1f} MB of text, {read / seconds:.1f} MB/s" if self._bytes else ""
         print(f"prepared {self._plan.output} in {seconds:.1f} s{rate}")
         for split, counts in sorted(done.splits.items()):
             print(f"  {split}: {counts.documents:,} documents, {counts.tokens:,} tokens")

@@ -20,6 +20,7 @@ class SegmentReport(pydantic.BaseModel):
     end: int
     lines: int = 0
     records: int = 0  # readable ones; one may give a document to each split
+    text_bytes: int = 0  # of these, before any rule
     splits: dict[str, Counts] = {}
     bad: dict[str, int] = {}
     dropped: dict[str, int] = {}  # by rules

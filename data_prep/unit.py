@@ -147,7 +147,8 @@ def note(
     elif isinstance(item, Changed):
         tally.changed(segment, item.rule)
     else:
-        tally.segments[segment].lines, tally.segments[segment].records = item
+        own = tally.segments[segment]
+        own.lines, own.records, own.text_bytes = item
 
 
 class _Shards:
