@@ -3,15 +3,24 @@
 from typing import Literal, get_args
 
 from data_prep.files import Location, file_name
-from data_prep.unpacking import SUFFIXES, without_suffix
+from data_prep.unpacking import SUFFIXES, compression_of, without_suffix
 
-Format = Literal["text", "jsonl"]
+Format = Literal["text", "jsonl", "csv", "tsv", "parquet", "arrow", "warc"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 BY_SUFFIX: dict[str, Format] = {
     **dict.fromkeys(TEXT_SUFFIXES, "text"),
     **dict.fromkeys(JSONL_SUFFIXES, "jsonl"),
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+    ".feather": "arrow",
+    ".warc": "warc",
+    ".wet": "warc",
 }
 ENDINGS = f"*{{{' '.join(BY_SUFFIX)}}}[{'|'.join(SUFFIXES)}]"
 
@@ -23,4 +32,6 @@ def format_of(location: Location, wanted: str) -> Format | None:
             return format_
     name = file_name(location)
     plain = without_suffix(name)
-    return next((kind for end, kind in BY_SUFFIX.items() if plain.endswith(end)), None)
+    found = next((kind for end, kind in BY_SUFFIX.items() if plain.endswith(end)), None)
+    # Parquet is read from its end, so a packed one cannot be read; its columns are packed anyway.
+    return None if found == "parquet" and compression_of(name) else found

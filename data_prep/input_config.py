@@ -10,10 +10,12 @@ import pydantic
 from data_prep import files
 from data_prep.files import Location
 from data_prep.formats import ENDINGS, FORMATS, format_of
+from data_prep.saved_datasets import is_saved, saved_files
 from runtime.config import Config, Problem, key
 from runtime.errors import UserError
 
 BUILTIN = "builtin:python"  # stands for the text that every Python installation carries
+DATASETS = "datasets:"  # a dataset that the package of this name opens
 _ASCII = "\n\r\t,\"'{}[]:\\ az09"
 # Characters there depend on what came before, in bytes that elsewhere end a line or a field.
 _STATEFUL = ("utf-7", "hz", "iso2022", "unicode_escape", "raw_unicode_escape", "punycode", "idna")
@@ -24,10 +26,11 @@ class Input(Config):
 
     paths: tuple[str, ...] = key(
         ...,
-        f"files, folders (read recursively), globs, URLs such as s3://bucket/folder, or {BUILTIN}",
+        "files, folders (read recursively), globs, URLs such as s3://bucket/folder, "
+        f"{DATASETS}NAME[/CONFIG][@SPLIT] of Hugging Face, or {BUILTIN}",
         min_length=1,
     )
-    format: Literal["auto", "text", "jsonl"] = key(
+    format: Literal["auto", "text", "jsonl", "csv", "tsv", "parquet", "arrow", "warc"] = key(
         "auto", "auto goes by the file's name; .gz .zst .bz2 .xz are unpacked"
     )
     text_key: str = key(
@@ -94,7 +97,7 @@ def check_inputs(options: Input, output: Path) -> list[Problem]:
     found: list[Problem] = []
     output = output.resolve()
     for text in options.paths:
-        if text == BUILTIN:
+        if text == BUILTIN or text.startswith(DATASETS):
             continue
         try:
             locations = expand(text, options.format)
@@ -151,6 +154,8 @@ def expand(text: str, wanted: str) -> list[Location]:
 
 def _inside(folder: Path, wanted: str) -> list[Path]:
     """The files of a folder and of all below it, also behind links; hidden ones are left out."""
+    if is_saved(folder):
+        return saved_files(folder)
     names = sorted(glob.glob("**/*", root_dir=folder, recursive=True))  # noqa: PTH207
     inner = [folder / name for name in names if (folder / name).is_file()]
     once = {path.resolve(): path for path in reversed(inner)}  # a link may lead to a loop

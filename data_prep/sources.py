@@ -13,7 +13,7 @@ from data_prep import files
 from data_prep.atomic import file_sha256, write_atomic
 from data_prep.files import Location
 from data_prep.formats import Format, format_of
-from data_prep.input_config import BUILTIN, expand
+from data_prep.input_config import BUILTIN, DATASETS, expand
 from data_prep.unpacking import USUAL_RATIO, compression_of
 from runtime.errors import UserError
 
@@ -80,6 +80,12 @@ def input_files(config: "DataPrepConfig", builtin: Path) -> list[tuple[str, Loca
     for text in config.input.paths:
         if text == BUILTIN:
             found.setdefault(builtin, f"{BUILTIN}/{builtin.name}")
+            continue
+        if text.startswith(DATASETS):
+            from data_prep.readers.hub import dataset_files
+
+            for name, path in dataset_files(text):
+                found.setdefault(path.resolve(), name)
             continue
         for location in expand(text, config.input.format):
             place = location.resolve() if isinstance(location, Path) else location

@@ -125,6 +125,7 @@ class Unpacked(io.RawIOBase):
         self._ready = memoryview(b"")
         self._bytes_in = self._bytes_out = 0
         self._frames = 0
+        self._given = 0
 
     def readable(self) -> bool:
         """Always: the stream is for reading."""
@@ -138,6 +139,7 @@ class Unpacked(io.RawIOBase):
             self._ready = memoryview(self._step())
         taken = bytes(self._ready[:size])
         self._ready = self._ready[size:]
+        self._given += len(taken)
         return taken
 
     def readinto(self, buffer: object, /) -> int:
@@ -146,6 +148,10 @@ class Unpacked(io.RawIOBase):
         data = self.read(len(view))
         view[: len(data)] = data
         return len(data)
+
+    def tell(self) -> int:
+        """How many bytes have been read."""
+        return self._given
 
     def close(self) -> None:
         """Close the packed stream too."""

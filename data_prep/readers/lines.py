@@ -1,6 +1,6 @@
 """Lines of a stream, of which none is held in memory beyond a limit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
 
 from data_prep.readers.records import EXCERPT_BYTES
@@ -16,22 +16,37 @@ class Line(NamedTuple):
     too_long: bool
 
 
-def split_lines(stream: IO[bytes], start: int, end: float, limit: int) -> Iterator[Line]:
+def split_lines(
+    stream: IO[bytes],
+    start: int,
+    end: float,
+    limit: int,
+    dropped: Callable[[bytes], None] = lambda _: None,
+) -> Iterator[Line]:
     """Yield the lines from byte `start` on that begin before byte `end`.
 
-    limit: bytes; of a longer line only the beginning is kept.
+    limit: bytes; of a longer line only the beginning is kept. `dropped` is called with all of
+    such a line, part by part, before it is yielded.
     """
     if start:
         stream.seek(start)
     offset = start
     pending: list[bytes] = []  # the parts of the line that no chunk has ended yet
     size = 0
+
+    def add(part: bytes) -> None:
+        nonlocal pending, size
+        was_short = size <= limit
+        size += len(part)
+        pending.append(part)
+        if size > limit:
+            whole = b"".join(pending)
+            dropped(whole if was_short else part)
+            pending = [whole[:EXCERPT_BYTES]]
+
     while chunk := stream.read(_CHUNK_BYTES):
         first, *others = chunk.split(b"\n")
-        size += len(first)
-        pending.append(first)
-        if size > limit:
-            pending = [b"".join(pending)[:EXCERPT_BYTES]]
+        add(first)
         if not others:
             continue
         yield Line(b"".join(pending), offset, size > limit)
@@ -41,11 +56,15 @@ def split_lines(stream: IO[bytes], start: int, end: float, limit: int) -> Iterat
             if offset >= end:
                 return
             size = len(data)
-            yield Line(data if size <= limit else data[:EXCERPT_BYTES], offset, size > limit)
+            if size > limit:
+                dropped(data)
+                data = data[:EXCERPT_BYTES]
+            yield Line(data, offset, size > limit)
             offset += size + 1
         if offset >= end:
             return
-        pending, size = [last], len(last)
+        pending, size = [], 0
+        add(last)
     if size and offset < end:
         yield Line(b"".join(pending), offset, size > limit)
 

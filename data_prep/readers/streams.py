@@ -24,6 +24,8 @@ _WIDE_BOMS = {  # the longer ones first: UTF-32's begins with UTF-16's
 @contextmanager
 def opened(source: Source, options: Input) -> Iterator[IO[bytes]]:
     """Open a source for reading, unpacked; failures become UserErrors that name the file."""
+    if source.version and source.changed():
+        raise UserError(f"{source.name} changed since the run was planned; run again")
     with files.opened(source.path, source.name) as raw:
         if not source.compression:
             yield raw
