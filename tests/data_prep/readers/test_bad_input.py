@@ -79,7 +79,7 @@ def test_files_in_other_encodings(tmp_path, codec):
 
 @pytest.mark.parametrize("codec", ["utf-16", "utf-7", "hex", "nonsense", "cp037", "iso2022_jp"])
 def test_codecs_that_are_refused_at_once(codec):
-    with pytest.raises(ValueError, match="encoding|line by line"):
+    with pytest.raises(ValueError, match=r"encoding|line by line"):
         Input(paths=("x",), encoding=codec)
 
 

@@ -47,7 +47,7 @@ def test_splits_are_chosen_and_train_is_the_first_choice(tmp_path):
     assert read(str(folder)) == ["train"]
     assert read(f"datasets:{folder}") == ["train"]
     assert read(f"datasets:{folder}@test") == ["test"]
-    with pytest.raises(UserError, match="no split 'dev'; .* train, test"):
+    with pytest.raises(UserError, match=r"no split 'dev'; .* train, test"):
         read(f"datasets:{folder}@dev")
 
 

@@ -79,7 +79,8 @@ def test_bad_rows(tmp_path, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_column_that_is_missing_or_no_text(tmp_path, name):
     path = write(tmp_path / name, table())
-    with pytest.raises(UserError, match="no column 'body'; .* 'id', 'text', 'meta', 'url'") as told:
+    names = "'id', 'text', 'meta', 'url'"
+    with pytest.raises(UserError, match=rf"no column 'body'; .* {names}") as told:
         read_all(path, text_key="body")
     assert told.value.status == 2
     with pytest.raises(UserError, match="column 'id' holds int64, not text"):
@@ -97,9 +98,5 @@ def test_damaged_files_are_named(tmp_path, name, harm):
         "middle": data[: len(data) // 3] + b"\xff" * (len(data) // 3) + data[-len(data) // 3 :],
     }
     path.write_bytes(harmed[harm])
-    try:
-        assert texts(read_all(path)) != WANTED  # bytes of a value may be any
-    except UserError as error:
-        assert str(error).startswith(name)
-    else:
-        assert harm == "middle"
+    with pytest.raises(UserError, match=rf"^{name}: is no \w+ (IPC )?file, or a damaged one"):
+        read_all(path)
