@@ -22,7 +22,7 @@ python -m data_prep inspect DIR [--html FILE | --json]      the data card: sourc
                                                             languages, what was left out and why
 python -m data_prep verify DIR                              check every byte; exit 1 if damaged
 python -m data_prep which RUN --step N                      the documents of a training step
-python -m data_prep leakage A B                             documents of A that are also in B
+python -m data_prep leakage TRAIN TEST                      texts of TEST that are also in TRAIN
 python -m data_prep import PREFIX... --output DIR           foreign .bin/.idx files → a prepared
     --tokenizer PATH [--dialect megatron|neox|deepspeed]    directory
 python -m data_prep task DIR STAGE NUMBER...                some tasks of a run that goes on, for

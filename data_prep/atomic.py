@@ -83,3 +83,15 @@ def locked(directory: Path) -> Iterator[None]:
         stream.write(f"{os.getpid()}\n")
         stream.flush()
         yield
+
+
+@contextlib.contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Make a failure to write, such as of a full disk, a UserError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{output}: cannot be written: {error.strerror or error}; mend that and "
+            "run the same command again: finished work is kept"
+        ) from error

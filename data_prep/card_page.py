@@ -18,7 +18,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line);
          vertical-align: top; }
-.n { text-align: right; white-space: nowrap; }
+.n { text-align: right; white-space: nowrap; width: 1%; }
 .bar { background: var(--mark); height: .8rem; border-radius: 2px; min-width: 1px; }
 .text { white-space: pre-wrap; background: var(--soft); border-radius: 4px; padding: .4rem .6rem;
         margin: .3rem 0; }

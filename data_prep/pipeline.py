@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from data_prep import manifest
-from data_prep.atomic import locked, remove_leftovers, write_atomic
+from data_prep.atomic import disk_errors, locked, remove_leftovers, write_atomic
 from data_prep.builtin import write_corpus
 from data_prep.commit import commit
 from data_prep.config import DataPrepConfig
@@ -41,7 +41,7 @@ def prepare(config: DataPrepConfig) -> Manifest:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be made: {error.strerror}") from error
-    with locked(output):
+    with locked(output), disk_errors(output):
         _refuse_foreign(output)
         remove_leftovers(output)
         if BUILTIN in config.input.paths:

@@ -7,11 +7,12 @@ shards at once.
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_prep.atomic import disk_errors
 from data_prep.dedup import SignatureWriter
 from data_prep.documents import (
     Changed,
@@ -35,7 +36,6 @@ from data_prep.split import Splitter
 from data_prep.tally import SegmentReport, Tally, UnitReport
 from data_prep.tokenizer import DocumentTokenizer
 from data_prep.tokenizer_batches import EncodersDifferError
-from runtime.errors import UserError
 
 _BATCH_CHARACTERS = 1 << 20
 
@@ -68,7 +68,7 @@ class CleanTask:
         if self._screen is None:  # not copied to other processes: it may be large
             self._screen = Screen(plan)
         with (
-            _disk_errors(plan),
+            disk_errors(plan.output),
             Tally(
                 work,
                 clean_name(unit),
@@ -105,7 +105,7 @@ class ShardTask:
             self._tokenizer = DocumentTokenizer(plan.work, choice.eod, choice.backend)
         if self._screen is None and not plan.config.dedup.is_on:
             self._screen = Screen(plan)
-        with _disk_errors(plan):
+        with disk_errors(plan.output):
             try:
                 self._tokenizer.begin_unit(unit)
                 return self._make(unit, self._tokenizer)
@@ -249,14 +249,3 @@ class _Batch:
 
 def _reports(unit: Unit) -> list[SegmentReport]:
     return [SegmentReport(source=s.source, start=s.start, end=s.end) for s in unit.segments]
-
-
-@contextmanager
-def _disk_errors(plan: Plan) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{plan.output}: cannot be written: {error.strerror or error}; mend that and "
-            "run the same command again: finished work is kept"
-        ) from error
