@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from data_prep.pieces import PIECE_CHARACTERS, cut
 from data_prep.tokenizer_fast import FastEncoder, Ids, open_fast
@@ -51,13 +52,14 @@ class BatchEncoder:
         self, tokenizer: Any, eod_id: int, unknown_id: int | None, backend: str = "auto"
     ) -> None:
         self._tokenizer, self._eod_id, self._unknown_id = tokenizer, eod_id, unknown_id
+        content = tokenizer.to_str().encode("utf-8")
         opened: FastEncoder | str = "tokenizer.backend=tokenizers"
         if backend != "tokenizers":
-            opened = open_fast(tokenizer, lambda pieces: encode_plainly(tokenizer, pieces))
+            opened = open_fast(content, lambda pieces: encode_plainly(tokenizer, pieces))
         self._opened = None if isinstance(opened, str) else opened
         self.backend = "tokenizers" if isinstance(opened, str) else "gigatoken"
         self.reason = opened if isinstance(opened, str) else ""
-        self._is_lost = loss_check(tokenizer)
+        self._is_lost = loss_check(tokenizer, orjson.loads(content))
         self.begin_unit(0)
 
     def begin_unit(self, unit: int, is_fast: bool = True) -> None:

@@ -117,12 +117,11 @@ class FastEncoder:
             self._memory = _memory_bytes()
 
 
-def open_fast(tokenizer: Any, plainly: Callable[[list[str]], list[Ids]]) -> FastEncoder | str:
-    """The fast encoder of a `tokenizers.Tokenizer`, or the reason why there is none.
+def open_fast(content: bytes, plainly: Callable[[list[str]], list[Ids]]) -> FastEncoder | str:
+    """The fast encoder of a tokenizer.json, or the reason why there is none.
 
     It is tried on texts that are hard to encode, and on every added token in several places.
     """
-    content = tokenizer.to_str().encode("utf-8")
     parsed = orjson.loads(content)
     rules = _rules(parsed)
     if isinstance(rules, str):

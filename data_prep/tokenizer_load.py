@@ -44,7 +44,8 @@ def place(choice: TokenizerChoice, directory: Path) -> None:
         config = _dumped(own)
     write_atomic(directory / CONFIG_FILE, config)
     write_atomic(directory / FILE, content)
-    DocumentTokenizer(directory, choice.eod)  # raises where no token ends a document
+    if path.name != FILE:
+        DocumentTokenizer(directory, choice.eod)  # raises where no token ends a document
 
 
 def identity(choice: TokenizerChoice) -> dict[str, Any]:

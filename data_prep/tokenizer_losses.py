@@ -13,21 +13,19 @@ _BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 def unknown_id(tokenizer: Any) -> int | None:
     """The id that stands for what the vocabulary cannot say; None where there is none."""
-    model = _content(tokenizer)["model"]
-    if model["type"] == "Unigram":
-        number: int | None = model.get("unk_id")
-        return number
-    token = model.get("unk_token")
-    return None if token is None else tokenizer.token_to_id(token)
+    model = tokenizer.model
+    if hasattr(model, "unk_token"):
+        return None if model.unk_token is None else tokenizer.token_to_id(model.unk_token)
+    number: int | None = orjson.loads(tokenizer.to_str())["model"].get("unk_id")
+    return number
 
 
-def loss_check(tokenizer: Any) -> Callable[[str], bool] | None:
+def loss_check(tokenizer: Any, content: dict[str, Any]) -> Callable[[str], bool] | None:
     """Tells whether a text has a part that would be lost; None where no text has.
 
-    tokenizer: a `tokenizers.Tokenizer`. A tokenizer with a token for unknown text loses none of
-    it unseen, and neither does one that knows every byte.
+    tokenizer: a `tokenizers.Tokenizer`; content: its tokenizer.json. A tokenizer with a token for
+    unknown text loses none of it unseen, and neither does one that knows every byte.
     """
-    content = _content(tokenizer)
     model = content["model"]
     if unknown_id(tokenizer) is not None:
         return None
@@ -47,11 +45,6 @@ def loss_check(tokenizer: Any) -> Callable[[str], bool] | None:
         if len(token.removeprefix(prefix).removesuffix(suffix)) == 1
     }
     return lambda text: not known.issuperset("".join(_words(tokenizer, text)))
-
-
-def _content(tokenizer: Any) -> dict[str, Any]:
-    content: dict[str, Any] = orjson.loads(tokenizer.to_str())
-    return content
 
 
 def _byte_characters() -> set[str]:
