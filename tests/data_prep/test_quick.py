@@ -7,7 +7,7 @@ from data_prep.tokenizer_config import TrainTokenizer
 from data_prep.tokenizer_train import train
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 from tests.data_prep.samples import make_texts, write_jsonl
-from tests.data_prep.test_tokenizer_load import vocabulary
+from tests.data_prep.test_tokenizer_load import ENTRIES, vocabulary
 
 TEXTS = make_texts(60)
 
@@ -94,3 +94,31 @@ def test_what_is_required(capsys):
     out = capsys.readouterr().out
     assert "--do_lower_case" in out
     assert "--do-lower-case" in out
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_the_classic_command_with_a_vocabulary(folder, folds):
+    """Every document's ids are those of the vocabulary's tokenizer, and [SEP] ends it."""
+    path = vocabulary(folder)
+    write_jsonl(folder / "data" / "a.jsonl", ["The River walks", "the RIVER"])
+    write_jsonl(folder / "data" / "b.jsonl", ["你好 世界"])
+    arguments = [
+        "--data_dir",
+        folder / "data",
+        "--vocab_file",
+        path,
+        "--output_file",
+        folder / "out",
+    ]
+    arguments += ["--workers", "1", *(["--do_lower_case"] if folds else [])]
+    assert quick.main([str(a) for a in arguments]) == EXIT_OK
+    shards = Shards(folder / "out", "train")
+    names = [[ENTRIES[n] for n in shards[number]] for number in range(3)]
+    walks = ["walk", "##s"]
+    if folds:
+        assert names[0] == ["the", "river", *walks, "[SEP]"]
+        assert names[1] == ["the", "river", "[SEP]"]
+    else:
+        assert names[0] == ["[UNK]", "[UNK]", *walks, "[SEP]"]
+        assert names[1] == ["the", "[UNK]", "[SEP]"]
+    assert names[2] == ["你", "好", "世", "界", "[SEP]"]

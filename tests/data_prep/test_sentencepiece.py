@@ -12,6 +12,7 @@ import pytest
 from data_prep import tokenizer_sentencepiece
 from data_prep.config import DataPrepConfig, check
 from data_prep.sentencepiece_model import parse
+from data_prep.shards import Shards
 from data_prep.tokenizer import CONFIG_FILE, FILE, DocumentTokenizer, SpecialTokens
 from data_prep.tokenizer_config import BERT_SPECIALS, TokenizerChoice, TrainTokenizer
 from data_prep.tokenizer_load import identity, place
@@ -252,3 +253,19 @@ def test_plans_from_before_there_was_an_engine_still_hold(tmp_path, run):
     other = {"tokenizer__train__engine": "sentencepiece", "tokenizer__train__vocab_size": 500}
     assert run(path, "bpe", **other).plan["tokenizer"]["train"]["engine"] == "sentencepiece"
     assert orjson.loads((tmp_path / "bpe" / FILE).read_bytes())["model"]["byte_fallback"]
+
+
+def test_a_run_with_a_model(tmp_path, run):
+    """From raw text to shards with a .model: sentencepiece's ids, and its </s> at the end."""
+    data = model(byte_fallback=True)
+    (tmp_path / "x.model").write_bytes(data)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
+    path = write_jsonl(tmp_path / "x.jsonl", TEXTS[:20])
+    made = run(path, "out", tokenizer__path=str(tmp_path / "x.model"))
+    assert (made.tokenizer.eod, made.tokenizer.vocab_size) == ("</s>", theirs.vocab_size())
+    shards = Shards(tmp_path / "out", "train")
+    expected = [[*theirs.encode(text), theirs.eos_id()] for text in TEXTS[:20]]
+    assert sorted(shards[n].tolist() for n in range(20)) == sorted(expected)
+    (tmp_path / "x.model").write_bytes(model(byte_fallback=False))
+    with pytest.raises(UserError, match=r"tokenizer\.sha256 was"):
+        run(path, "out", tokenizer__path=str(tmp_path / "x.model"))
