@@ -156,6 +156,14 @@ def test_files_of_our_form_are_linked(tmp_path, tokenizer):
         run(tokenizer, tmp_path / "out", tmp_path / "a.bin")
 
 
+def test_what_follows_the_index_is_left_out(tmp_path, tokenizer):
+    eod = DocumentTokenizer(tokenizer).eod_id
+    documents = [[[5, 6, eod]], [[7, eod]]]
+    write_foreign(tmp_path / "x", documents, 8, "H", b"\0\0")  # kinds of multimodal data
+    run(tokenizer, tmp_path / "out", tmp_path / "x")
+    assert read_plainly(tmp_path / "out" / "train_00000") == documents
+
+
 @pytest.mark.parametrize(
     ("dialect", "code", "letter"),
     [("megatron", 4, "i"), ("neox", 5, "q"), ("deepspeed", 8, "Q"), ("deepspeed", 6, "H")],

@@ -92,7 +92,7 @@ def test_a_model_gives_sentencepieces_ids(tmp_path, kind, byte_fallback, removes
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_symbols_that_are_never_cut(tmp_path, kind):
-    options = {"user_defined_symbols": ["<sep>", "under-over"], "byte_fallback": True}
+    options = {"user_defined_symbols": ["<sep>", "under-over", "river"], "byte_fallback": True}
     plain = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     data = model(model_type=kind, add_dummy_prefix=kind == "unigram", **options, **plain)
     tokenizer = DocumentTokenizer(placed(tmp_path / "m", data))

@@ -287,6 +287,16 @@ def test_many_documents_give_the_bytes_of_one_at_a_time(tmp_path, kind, by_sente
     assert files[0] == files[1]
 
 
+def test_the_end_belongs_to_the_last_sentence_with_tokens(tmp_path):
+    tokenizer = DocumentTokenizer(trained(tmp_path, "wordpiece", vocab_size=500))
+    documents = [["the river", "\x00", "a stone", "\x00"], ["\x00"], ["\x00", "the"]]
+    made = tokenizer.encode_sentence_batch(documents)
+    assert made.sentence_counts.tolist() == [2, 0, 1]
+    river, stone, the = (len(ids) for ids in tokenizer.encode(["the river", "a stone", "the"]))
+    assert made.sentences.tolist() == [river, stone + 1, the + 1]
+    assert made.lengths.tolist() == [river + stone + 1, 0, the + 1]
+
+
 def test_lengths_that_do_not_fit_are_refused(tmp_path):
     with ShardWriter(tmp_path, "train", "train", 300) as writer:
         three = np.array([1, 2, 3])
