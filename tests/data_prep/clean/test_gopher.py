@@ -22,11 +22,11 @@ FIFTY = " ".join(WORDS[:50])
         ({}, "the and " + "abc " * 48, "kept"),
         ({}, "the have " + "abcdefghijk " * 48, "long_words"),
         ({}, "the have " + "abcdefghij " * 48, "kept"),
-        ({}, FIFTY + " #" * 5, "kept"),  # 5 / 55 words
+        ({}, " ".join(WORDS[:54]) + " #" * 6, "kept"),  # 6 / 60 words
         ({}, FIFTY + " #" * 6, "hashes"),  # 6 / 56
         ({}, FIFTY + " …" * 5 + " end", "kept"),
         ({}, FIFTY + " x..." * 3 + " …" * 4 + " x", "ellipses"),  # 7 / 61
-        ({}, FIFTY + " 1234" * 12, "kept"),  # 50 / 62 have letters
+        ({}, " ".join(WORDS[:52]) + " 1234" * 13, "kept"),  # 52 / 65 have letters
         ({}, FIFTY + " 1234" * 13, "few_alphabetic_words"),
         ({}, "the and " + "apple " * 48, "kept"),
         ({}, "the the " + "apple " * 48, "few_stop_words"),
@@ -106,6 +106,7 @@ def test_the_most_frequent_ngram(n: int, limit: float) -> None:
     for text, expected in ((above, f"top_{n}gram"), (below, "kept")):
         share = text.count(gram) * len(gram) / len(text)
         assert (share > limit) == (expected != "kept")
+        text += " zulu yankee zulu yankee"  # repeated, but less often
         others = {f"max_top_{m}gram": 1.0 for m in (2, 3, 4) if m != n}
         assert outcome(GopherRepetition(**others), text) == expected
 
