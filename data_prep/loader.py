@@ -1,5 +1,6 @@
 """Shards → batches: this rank's share of an order (data_prep.order) as tensors."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ class Loader:
         self._located: dict[int, Located] = {}  # by data step; what comes next
         self.step = 0  # the next data step; ahead of the training step by what was skipped
         self._skipped = SkippedSteps()
+        self.waited_s = 0.0  # seconds that `next` spent on batches of workers, in all
         self._worker_count = workers
         self._workers: Workers | None = None
 
@@ -117,7 +119,9 @@ class Loader:
         if workers is None:
             batch = self.batch(step)
         else:
+            begin = time.perf_counter()
             arrays = workers.take(step, self._following)
+            self.waited_s += time.perf_counter() - begin
             batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.step = self._following(step)
         return batch

@@ -1,23 +1,27 @@
 """Read a directory of prepared data: documents by number, and the stream of all their tokens."""
 
+import resource
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep import manifest
-from data_prep.indexed import ShardReader
+from data_prep.mapped import MappedShard
 from data_prep.samples import NO_SENTENCES
 from data_prep.tokenizer import SpecialTokens
 from data_prep.verify import problems_of, size_problems
 from runtime.errors import UserError
 
-_MOST_OPEN = 512  # each open shard holds two memory maps, of which Linux allows 65,530
+# An open shard holds two memory maps, of which Linux allows 65,530, and a file for each.
+_MOST_OPEN = 8192
+_ALIVE: "WeakSet[Shards]" = WeakSet()  # they share what may be open
 
 
 class Shards:
@@ -46,11 +50,16 @@ class Shards:
         # Exclusive ends of each shard, counted in documents and in tokens over the whole split.
         self._document_ends = list(accumulate(shard.documents for shard in found))
         self._token_ends = list(accumulate(shard.tokens for shard in found))
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._open: OrderedDict[int, MappedShard] = OrderedDict()
+        _ALIVE.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a data worker gets: it maps the files by itself, else they would be copied."""
         return {**self.__dict__, "_open": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _ALIVE.add(self)
 
     @property
     def tokens(self) -> int:
@@ -103,15 +112,15 @@ class Shards:
         found = np.empty(len(self), np.int32)
         for shard, end in enumerate(self._document_ends):
             first = self._first(self._document_ends, shard)
-            found[first:end] = np.diff(self._reader(shard).ends, prepend=0)
+            found[first:end] = self._reader(shard).lengths()
         return found
 
     def token_range(self, document: int) -> range:
         """Where a document lies in the stream of all the split's tokens."""
         shard = bisect_right(self._document_ends, document)
         number = document - self._first(self._document_ends, shard)
-        before, ends = self._first(self._token_ends, shard), self._reader(shard).ends
-        return range(before + (int(ends[number - 1]) if number else 0), before + int(ends[number]))
+        before, reader = self._first(self._token_ends, shard), self._reader(shard)
+        return range(before + reader.start(number), before + reader.start(number + 1))
 
     def place_of(self, document: int) -> tuple[int, int]:
         """The shard of a document, by its place among the split's, and its number there."""
@@ -154,19 +163,25 @@ class Shards:
     def _document_at(self, token: int) -> int:
         shard = bisect_right(self._token_ends, token)
         inside = token - self._first(self._token_ends, shard)
-        number = int(np.searchsorted(self._reader(shard).ends, inside, side="right"))
-        return self._first(self._document_ends, shard) + number
+        return self._first(self._document_ends, shard) + self._reader(shard).document_at(inside)
 
     @staticmethod
     def _first(ends: list[int], shard: int) -> int:
         return ends[shard - 1] if shard else 0
 
-    def _reader(self, shard: int) -> ShardReader:
+    def _reader(self, shard: int) -> MappedShard:
         reader = self._open.get(shard)
-        if reader is None:
-            reader = self._open[shard] = ShardReader(self.directory / self._names[shard])
-            if len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)
-        else:
+        if reader is not None:
             self._open.move_to_end(shard)
+            return reader
+        while len(self._open) >= _most_open():
+            self._open.popitem(last=False)
+        reader = self._open[shard] = MappedShard(self.directory / self._names[shard])
         return reader
+
+
+def _most_open() -> int:
+    """Shards that one object may hold open: all together at most half the files there may be."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = _MOST_OPEN if files == resource.RLIM_INFINITY else min(_MOST_OPEN, files // 4)
+    return max(1, most // max(1, len(_ALIVE)))

@@ -1,3 +1,6 @@
+import resource
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -26,6 +29,34 @@ def test_documents_and_the_stream_agree(prepared, monkeypatch):
     assert np.array_equal(shards[-1], documents[-1])
     with pytest.raises(IndexError):
         shards[len(shards)]
+
+
+def test_open_shards_are_shared_out_and_their_memory_does_not_grow(prepared):
+    few, many = Shards(prepared), Shards(prepared)
+    most = min(module._MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    assert module._most_open() <= most // 2
+    list(few)
+    few.read(0, few.tokens)
+    tracemalloc.start()
+    for start in range(0, many.tokens, 50):
+        many.documents_between(start, start + len(many.read(start, 50)))
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(5):
+        for start in range(0, many.tokens, 50):
+            many.documents_between(start, start + len(many.read(start, 50)))
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 4096
+    assert before < 8192 * len(many.manifest.of_split("train"))
+
+
+def test_an_index_of_something_else_is_named(prepared):
+    path = prepared / "train_00000.idx"
+    good = path.read_bytes()
+    for place, byte in ((0, 0), (9, 2), (17, 7), (18, good[18] + 1)):
+        path.write_bytes(good[:place] + bytes([byte]) + good[place + 1 :])
+        with pytest.raises(UserError, match=r"train_00000.idx: .*; prepare the data again"):
+            Shards(prepared)[0]
 
 
 def test_both_splits_share_what_they_should(prepared):
