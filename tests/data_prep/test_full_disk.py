@@ -1,4 +1,4 @@
-"""A disk that fills up: one clear line, the earlier data as it was, and the same command goes on."""
+"""A disk that fills up: one clear line, the earlier data holds, and the same command goes on."""
 
 import resource
 import subprocess
