@@ -27,10 +27,15 @@ def publish(stream: IO[bytes], temporary: Path, path: Path) -> None:
     sync_directory(path.parent)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file at once; a reader sees the old content, the new one, or no file."""
+def write_atomic(path: Path, data: bytes, *, is_private: bool = False) -> None:
+    """Write a whole file at once; a reader sees the old content, the new one, or no file.
+
+    is_private: only the user who runs this may read it.
+    """
     temporary = aside(path)
     try:
+        if is_private:
+            temporary.touch(mode=0o600)
         publish_bytes(temporary, path, data)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -133,7 +133,8 @@ def save_plan(plan: Plan) -> None:
         "identity": plan.identity,
         "first_unit": plan.first_unit,
     }
-    write_atomic(plan.work / _LAYOUT, orjson.dumps(content))
+    # URLs may hold what nobody else is to see.
+    write_atomic(plan.work / _LAYOUT, orjson.dumps(content), is_private=True)
 
 
 def load_plan(output: Path) -> Plan:
