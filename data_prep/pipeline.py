@@ -27,6 +27,7 @@ from data_prep.progress import Progress
 from data_prep.sources import input_files
 from data_prep.stages import Stage, stage_named, stages
 from data_prep.statistics import Statistics
+from data_prep.tokenizer import DocumentTokenizer
 from data_prep.verify import size_problems
 from runtime.errors import UserError
 
@@ -142,6 +143,8 @@ def _prepared_work(plan: Plan, tests: Contamination | None) -> Iterator[None]:
 
 
 def _run(plan: Plan, stage: Stage, statistics: Statistics) -> None:
+    if stage.name == "shards":
+        _tell_encoder(plan)
     left = [number for number in stage.weights if not stage.is_done(number)]
     if stage.report and len(left) < len(stage.weights):
         done = len(stage.weights) - len(left)
@@ -151,3 +154,11 @@ def _run(plan: Plan, stage: Stage, statistics: Statistics) -> None:
             report = stage.report(number) if stage.report else None
             statistics.add(stage, number, report)
             progress.advance(stage.weights[number], report)
+
+
+def _tell_encoder(plan: Plan) -> None:
+    """Say which library encodes, and why it is the slower one where it is."""
+    choice = plan.config.tokenizer
+    tokenizer = DocumentTokenizer(plan.work, choice.eod, choice.backend)
+    why = f" ({tokenizer.backend_reason})" if tokenizer.backend_reason else ""
+    print(f"encoding with {tokenizer.backend}{why}", flush=True)
