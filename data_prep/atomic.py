@@ -14,8 +14,11 @@ _ASIDE = ".tmp-"  # marks a file that is still being written
 
 
 def aside(path: Path) -> Path:
-    """The name under which a file is written until it is complete; private to this process."""
-    return path.with_name(f".{path.name}{_ASIDE}{os.getpid()}")
+    """The name under which a file is written until it is complete; private to this process.
+
+    With the machine's name: an array's tasks on two machines may have the same number.
+    """
+    return path.with_name(f".{path.name}{_ASIDE}{os.uname().nodename}-{os.getpid()}")
 
 
 def publish(stream: IO[bytes], temporary: Path, path: Path) -> None:
