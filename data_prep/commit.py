@@ -1,5 +1,7 @@
 """Merge what the units made, check the budget of bad records, and publish the manifest."""
 
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from data_prep import manifest
-from data_prep.atomic import file_sha256, write_atomic
+from data_prep.atomic import aside, file_sha256, publish, sync_directory, write_atomic
 from data_prep.indexed import dtype_for
 from data_prep.manifest import (
     Counts,
@@ -19,11 +21,18 @@ from data_prep.manifest import (
     UnitEntry,
     Units,
 )
-from data_prep.plan import Plan
+from data_prep.plan import WORK, Plan
+from data_prep.records import packed_lines
 from data_prep.tally import UnitReport, quarantine_path, report_path
 from data_prep.tokenizer import CONFIG_FILE, FILE, DocumentTokenizer
 from data_prep.unit import unit_name
 from runtime.errors import UserError
+
+# Files that runs make; others in the directory are left alone.
+_MADE = re.compile(
+    r"(train|valid)_\d+\.(bin|idx|origin\.zst)|dropped_\d+\.jsonl\.zst|"
+    r"quarantine(_\d+)?\.jsonl|units(_\d+)?\.json"
+)
 
 
 def commit(plan: Plan, old: Manifest | None) -> Manifest:
@@ -37,9 +46,9 @@ def commit(plan: Plan, old: Manifest | None) -> Manifest:
     units = (manifest.load_units(output, old) or []) if old else []
     units += _entries(units, reports)
     quarantine = output / _named("quarantine", batch, "jsonl")
-    before = (output / old.quarantine.file).read_bytes() if old else b""
-    write_atomic(quarantine, before + b"".join(_quarantine(plan, reports, units)))
+    _write_quarantine(quarantine, plan, old, _quarantine(plan, reports, units))
     _enforce_budget(plan, units, quarantine)
+    _move_files(plan, reports)
     listed = output / _named("units", batch, "json")
     write_atomic(listed, orjson.dumps(Units(units=units).model_dump()))
     if old is None:
@@ -47,11 +56,42 @@ def commit(plan: Plan, old: Manifest | None) -> Manifest:
             write_atomic(output / name, (plan.work / name).read_bytes())
     done = _manifest(plan, old, reports, _file_entry(quarantine), _file_entry(listed))
     manifest.save(done, output)
-    if old:  # until now a reader needed these
-        for entry in (old.quarantine, old.units):
-            if entry and entry.file not in (quarantine.name, listed.name):
-                (output / entry.file).unlink(missing_ok=True)
     return done
+
+
+def tidy(plan: Plan, done: Manifest) -> None:
+    """Keep the signatures and put away what the manifest does not name; may be done again."""
+    if plan.signatures.exists():
+        shutil.rmtree(plan.kept_signatures, ignore_errors=True)
+        plan.signatures.replace(plan.kept_signatures)
+    named = {entry.file for entry in done.files()}
+    named.update(u.dropped.file for u in manifest.load_units(plan.output, done) or () if u.dropped)
+    for path in plan.output.iterdir():
+        if _MADE.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+    # A straggler of another run may still write there: what it leaves is put away next time.
+    shutil.rmtree(plan.output / WORK, ignore_errors=True)
+
+
+def _move_files(plan: Plan, reports: list[UnitReport]) -> None:
+    """Put the shards where the manifest will name them; those that are there already stay."""
+    for report in reports:
+        entries = [e for s in report.shards for e in (s, s.index, s.origins) if e]
+        for entry in [*entries, *([report.dropped] if report.dropped else [])]:
+            path = plan.work / entry.file
+            if path.exists():
+                path.replace(plan.output / entry.file)
+    sync_directory(plan.output)
+
+
+def _write_quarantine(path: Path, plan: Plan, old: Manifest | None, lines: Iterator[bytes]) -> None:
+    temporary = aside(path)
+    with temporary.open("wb") as stream:
+        if old:
+            with (plan.output / old.quarantine.file).open("rb") as before:
+                shutil.copyfileobj(before, stream)
+        stream.writelines(lines)
+        publish(stream, temporary, path)
 
 
 def _named(name: str, batch: int, suffix: str) -> str:
@@ -132,9 +172,7 @@ def _entries(before: list[UnitEntry], reports: list[UnitReport]) -> list[UnitEnt
 def _quarantine(plan: Plan, reports: list[UnitReport], units: list[UnitEntry]) -> Iterator[bytes]:
     """Bad records of the new units, with line numbers counted from the start of their files."""
     for report in reports:
-        path = quarantine_path(plan.work, unit_name(report.unit))
-        for raw in path.read_bytes().splitlines():
-            bad = orjson.loads(raw)
+        for bad in packed_lines(quarantine_path(plan.work, unit_name(report.unit))):
             segment = units[report.unit].segments[bad["segment"]]
             record = {
                 "file": plan.sources[segment.source].name,

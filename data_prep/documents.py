@@ -48,6 +48,7 @@ class Screen:
     def __call__(self, segment: int, document: Document) -> Iterator[Document | Decision | Changed]:
         """Yield the document as the rules leave it, or the decision against it."""
         text = document.text
+        changed: list[str] = []
         if self._cleaner:
             cleaned, dropped, changed = self._cleaner(text, document.url)
             if dropped:
@@ -55,7 +56,6 @@ class Screen:
                 return
             assert cleaned is not None, "a cleaner keeps a document or says why not"
             text = cleaned
-            yield from (Changed(rule) for rule in changed)
         found = self._contamination.find(text) if self._contamination else None
         if found:
             where = f"{found.file}:{found.line}"
@@ -63,6 +63,7 @@ class Screen:
                 segment, document, ("decontaminate", "test_text", f"{where}: {found.words}")
             )
             return
+        yield from (Changed(rule) for rule in changed)
         yield document._replace(text=text)
 
 

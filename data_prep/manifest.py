@@ -114,7 +114,7 @@ class Manifest(_Record):
     tokenizer: TokenizerEntry
     quarantine: FileEntry
     units: FileEntry | None = None  # None: made by an earlier version
-    changed: dict[str, int] = {}  # documents that a rule changed and kept
+    changed: dict[str, int] = {}  # documents that a rule changed
     licences: dict[str, str] = {}  # of sources whose paths begin so
     shards: list[ShardEntry]
     sources: list[SourceEntry]

@@ -3,8 +3,10 @@
 A plan depends on the inputs' content and on the config alone, never on workers or on time.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from data_prep.config import DataPrepConfig
 from data_prep.cutting import cut
 from data_prep.cutting import weight as weight_of
 from data_prep.files import Location
-from data_prep.manifest import SCHEMA
+from data_prep.manifest import SCHEMA, to_json
 from data_prep.sources import Segment, Source, describe
 from data_prep.tokenizer_config import TrainTokenizer
 from runtime.errors import UserError
 
+WORK = ".work"
 PLAN = "plan.json"  # the identity of a run that is going on
 _LAYOUT = "layout.json"  # all that its workers need
 
@@ -50,10 +53,14 @@ class Plan:
         """The directory to write."""
         return Path(self.config.output)
 
-    @property
+    @cached_property
     def work(self) -> Path:
-        """Where finished units are noted until the manifest is written."""
-        return self.output / ".work"
+        """Where everything lies until it is complete: of this very plan, and of no other.
+
+        What another run of the same output still writes, such as an array whose coordinator was
+        killed, does not come here.
+        """
+        return self.output / WORK / hashlib.sha256(to_json(self.identity)).hexdigest()[:16]
 
     @property
     def contamination(self) -> Path:
@@ -62,7 +69,12 @@ class Plan:
 
     @property
     def signatures(self) -> Path:
-        """What finds duplicates; kept, so that inputs that are added later are compared with it."""
+        """What finds duplicates, while the run goes on."""
+        return self.work / "dedup"
+
+    @property
+    def kept_signatures(self) -> Path:
+        """The same of a prepared directory, to compare inputs with that are added later."""
         return self.output / ".dedup"
 
 
@@ -139,12 +151,12 @@ def save_plan(plan: Plan) -> None:
 
 def load_plan(output: Path) -> Plan:
     """The plan of a run that is going on in a directory. Raises UserError where there is none."""
-    path = output / ".work" / _LAYOUT
     try:
+        (path,) = (output / WORK).glob(f"*/{_LAYOUT}")
         content = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{output} has no run going on ({error}); start it with `python -m data_prep run`"
+            f"{output} has no run going on; start it with `python -m data_prep run`"
         ) from error
     return Plan(
         config=DataPrepConfig.model_validate(content["config"] | {"output": str(output)}),

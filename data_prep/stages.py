@@ -12,6 +12,7 @@ import pydantic
 from data_prep import dedup
 from data_prep.atomic import write_atomic
 from data_prep.documents import store_path
+from data_prep.manifest import FileEntry
 from data_prep.plan import Plan
 from data_prep.tally import UnitReport, quarantine_path, report_path
 from data_prep.tokenizer import FILE
@@ -121,12 +122,18 @@ def _has_shards(plan: Plan) -> Callable[[int], bool]:
             report = read(unit)
             files = [e for s in report.shards for e in (s, s.index, s.origins) if e]
             files += [report.dropped] if report.dropped else []
-            whole = all((plan.output / e.file).stat().st_size == e.bytes for e in files)
+            whole = all(made_file(plan, e).stat().st_size == e.bytes for e in files)
             return whole and quarantine_path(plan.work, unit_name(unit)).exists()
         except (FileNotFoundError, pydantic.ValidationError):
             return False
 
     return is_done
+
+
+def made_file(plan: Plan, entry: FileEntry) -> Path:
+    """A file of a shard: in the work directory until the run commits."""
+    path = plan.work / entry.file
+    return path if path.exists() else plan.output / entry.file
 
 
 def _is_cleaned(plan: Plan) -> Callable[[int], bool]:

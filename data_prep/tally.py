@@ -1,7 +1,6 @@
 """What a unit's records came to: counts for each segment, bad records, decisions of rules."""
 
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pydantic
@@ -24,7 +23,7 @@ class SegmentReport(pydantic.BaseModel):
     splits: dict[str, Counts] = {}
     bad: dict[str, int] = {}
     dropped: dict[str, int] = {}  # by rules
-    changed: dict[str, int] = {}  # documents that a rule changed and kept
+    changed: dict[str, int] = {}  # documents that a rule changed
 
 
 class UnitReport(pydantic.BaseModel):
@@ -47,13 +46,14 @@ class Tally:
     ) -> None:
         self.segments = segments
         self._work, self._name = work, name
-        self._bad: list[dict[str, Any]] = []
+        self._bad = PackedLines(quarantine_path(work, name))
         self._decisions = PackedLines(decisions) if decisions else None
 
     def __enter__(self) -> "Tally":
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._bad.close()
         if self._decisions:
             self._decisions.close()
 
@@ -61,23 +61,16 @@ class Tally:
         """Take over what an earlier stage counted and wrote down."""
         report = UnitReport.model_validate_json(report_path(work, name).read_bytes())
         self.segments = report.segments
-        self._bad = [
-            orjson.loads(line) for line in quarantine_path(work, name).read_bytes().splitlines()
-        ]
+        for line in packed_lines(quarantine_path(work, name)):
+            self._bad.add(line)
         if self._decisions and report.dropped:
             for line in packed_lines(work / report.dropped.file):
                 self._decisions.add(line)
 
     def bad(self, segment: int, record: BadRecord) -> None:
         """Note a record that cannot be used."""
-        self._bad.append(
-            {
-                "segment": segment,
-                "line": record.line,
-                "reason": record.reason,
-                "excerpt": record.excerpt,
-            }
-        )
+        _, line, reason, excerpt = record
+        self._bad.add({"segment": segment, "line": line, "reason": reason, "excerpt": excerpt})
         _add(self.segments[segment].bad, record.reason)
 
     def dropped(self, decision: Decision) -> None:
@@ -113,8 +106,7 @@ class Tally:
             shards=shards,
             dropped=self._decisions.finish() if self._decisions else None,
         )
-        lines = b"".join(orjson.dumps(bad, option=orjson.OPT_APPEND_NEWLINE) for bad in self._bad)
-        write_atomic(quarantine_path(self._work, self._name), lines)
+        self._bad.finish()
         write_atomic(
             report_path(self._work, self._name), orjson.dumps(report.model_dump(mode="json"))
         )
@@ -132,7 +124,7 @@ def report_path(work: Path, name: str) -> Path:
 
 def quarantine_path(work: Path, name: str) -> Path:
     """Where its bad records lie, one JSON object a line."""
-    return work / f"{name}.quarantine.jsonl"
+    return work / f"{name}.quarantine.jsonl.zst"
 
 
 def _add(counter: dict[str, int], name: str) -> None:

@@ -20,9 +20,10 @@ def training_texts(plan: Plan) -> Iterator[str]:
     kinds learn from about `sample_bytes` of the training split, spread over the whole input.
     """
     train = plan.config.tokenizer.train
+    screen = None if plan.config.dedup.is_on else Screen(plan)
     if train.kind == "char":
         for unit in range(len(plan.units)):
-            yield from _texts(plan, unit, None, 1.0)
+            yield from _texts(plan, unit, screen, None, 1.0)
         return
     wanted = train.sample_bytes
     total = sum(unit.weight for unit in plan.units)
@@ -34,7 +35,7 @@ def training_texts(plan: Plan) -> Iterator[str]:
     for unit in order:
         left = min(quota, wanted)
         keep = 1.0 if total <= wanted else left / plan.units[unit].weight
-        for text in _texts(plan, unit, TRAIN, keep):
+        for text in _texts(plan, unit, screen, TRAIN, keep):
             yield text
             size = len(text.encode("utf-8"))
             left -= size
@@ -45,14 +46,16 @@ def training_texts(plan: Plan) -> Iterator[str]:
             break
 
 
-def _texts(plan: Plan, unit: int, split: str | None, keep: float) -> Iterator[str]:
+def _texts(
+    plan: Plan, unit: int, screen: Screen | None, split: str | None, keep: float
+) -> Iterator[str]:
     splitters = [
         Splitter(plan.config, plan.sources[segment.source]) for segment in plan.units[unit].segments
     ]
-    if plan.config.dedup.is_on:
-        items: Iterator[tuple[int, Item]] = unique_documents(plan, unit)
+    if screen:
+        items: Iterator[tuple[int, Item]] = read_unit(plan, unit, screen)
     else:
-        items = read_unit(plan, unit, Screen(plan))
+        items = unique_documents(plan, unit)
     for segment, item in items:
         if not isinstance(item, Document):
             continue

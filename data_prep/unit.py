@@ -116,7 +116,7 @@ class ShardTask:
 
     def _make(self, unit: int, tokenizer: DocumentTokenizer) -> UnitReport:
         plan = self.plan
-        decisions = plan.output / dropped_name(unit) if plan.config.has_rules else None
+        decisions = plan.work / dropped_name(unit) if plan.config.has_rules else None
         with (
             Tally(plan.work, unit_name(unit), _reports(plan.units[unit]), decisions) as tally,
             _Shards(plan, unit, tokenizer, tally) as shards,
@@ -148,7 +148,8 @@ def note(
         tally.changed(segment, item.rule)
     else:
         own = tally.segments[segment]
-        own.lines, own.records, own.text_bytes = item
+        own.lines, own.text_bytes = item.lines, item.text_bytes
+        own.records += item.records  # of which some may be found to be of no use, and taken off
 
 
 class _Shards:
@@ -196,10 +197,10 @@ class _Shards:
 
     def _begin(self, split: str) -> "_Batch":
         name = f"{split}_{self._unit:05d}"
-        output = self._plan.output
-        writer = ShardWriter(output, name, split, self._tokenizer.vocab_size)
+        folder = self._plan.work
+        writer = ShardWriter(folder, name, split, self._tokenizer.vocab_size)
         self._stack.enter_context(writer)
-        return _Batch(writer, OriginWriter(output / f"{name}.origin.zst"))
+        return _Batch(writer, OriginWriter(folder / f"{name}.origin.zst"))
 
     def _flush(self, split: str, batch: "_Batch") -> None:
         """Tokenise a batch and append it to its shard."""

@@ -70,11 +70,11 @@ def test_the_old_data_holds_until_the_new_manifest_is_there(tmp_path, run):
     (tmp_path / "c.yaml").write_bytes(orjson.dumps(chosen))
     command = [sys.executable, "-m", "data_prep", "run", str(tmp_path / "c.yaml"), "workers=1"]
     started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while started.poll() is None and len(list((tmp_path / "out").glob("*.idx"))) < 8:
+    while started.poll() is None and len(list((tmp_path / "out").rglob("*.idx"))) < 8:
         time.sleep(0.001)
     started.kill()
     started.wait()
-    assert len(list((tmp_path / "out").glob("*.idx"))) > len([n for n in old if ".idx" in n])
+    assert len(list((tmp_path / "out").rglob("*.idx"))) > len([n for n in old if ".idx" in n])
     assert manifest.load(tmp_path / "out").documents == 100
     assert verify_directory(tmp_path / "out") == []
     assert decoded(tmp_path / "out") == make_texts(100)

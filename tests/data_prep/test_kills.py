@@ -42,7 +42,8 @@ def make_input(tmp_path: Path) -> None:
 
 
 def stamps(output: Path) -> dict[str, int]:
-    found = [*output.glob("*_0*.*"), *output.glob(".work/*.json"), *output.glob(".work/*.done")]
+    patterns = ("*_0*.bin", "*_0*.idx", "unit_*.json", "clean_*.json", "*.done", "*.signatures")
+    found = [path for pattern in patterns for path in output.rglob(pattern)]
     return {p.name: p.stat().st_mtime_ns for p in found}
 
 

@@ -116,9 +116,9 @@ def test_killed_runs_go_on_to_the_same_bytes(tmp_path, run, workers):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        before = len(list(output.glob("*.idx"))) if output.exists() else 0
+        before = len(list(output.rglob("*.idx")))
         target = before + rng.randint(1, 12)
-        while started.poll() is None and len(list(output.glob("*.idx"))) < target:
+        while started.poll() is None and len(list(output.rglob("*.idx"))) < target:
             time.sleep(0.001)
         if started.poll() is None:
             started.send_signal(signal.SIGKILL)
@@ -153,10 +153,10 @@ def test_finished_units_are_not_made_again(tmp_path, run, capsys, workers):
     for _ in range(2):  # the second time no unit is left to run
         with pytest.raises(UserError, match="max_bad_fraction"):
             run(path, max_bad_fraction=0, workers=workers)
-    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.bin")}
-    (tmp_path / "out" / "train_00001.bin").unlink()
+    stamps = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.bin")}
+    next((tmp_path / "out").rglob("train_00001.bin")).unlink()
     assert run(path, max_bad_fraction=1, workers=workers).documents == 101
-    again = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.bin")}
+    again = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.bin")}
     assert {name for name in stamps if stamps[name] != again[name]} == {"train_00001.bin"}
     assert "going on: " in capsys.readouterr().out
 
@@ -289,7 +289,7 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path):
         # A shell's background job, as a CI may be, ignores SIGINT and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while started.poll() is None and not list(output.glob(".work/unit_*.json")):
+    while started.poll() is None and not list(output.glob(".work/*/unit_*.json")):
         time.sleep(0.001)
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     told = started.communicate()[1]
