@@ -124,7 +124,7 @@ def _manifest(
         splits=splits,
         dropped=dict(sorted(dropped.items())),
         changed=dict(sorted(changed.items())),
-        licences={**(old.licences if old else {}), **plan.config.licences},
+        licences={**(old.licences if old else {}), **plan.config.stated_licences()},
         tokenizer=TokenizerEntry(
             **entry.model_dump(),
             config=_file_entry(output / CONFIG_FILE),

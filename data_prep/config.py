@@ -22,6 +22,13 @@ class Split(Config):
     )
 
 
+class Licence(Config):
+    """Under which terms some inputs may be used."""
+
+    path: str = key(..., "an input, or how the paths of some begin", min_length=1)
+    licence: str = key(..., "its name, such as CC-BY-4.0", min_length=1)
+
+
 class DataPrepConfig(Config):
     """One data preparation run: raw text in, one directory of shards out."""
 
@@ -36,8 +43,8 @@ class DataPrepConfig(Config):
     )
     dedup: DedupConfig = section(DedupConfig, "leave out what occurred before")
     split: Split = section(Split, "training and validation")
-    licences: dict[str, str] = key(
-        {}, "for the data card: the licence of each input, by a path as in input.paths or its start"
+    licences: tuple[Licence, ...] = key(
+        (), "for the data card: a list of {path, licence}, each path as in input.paths or its start"
     )
     workers: int = key(
         0,
@@ -55,6 +62,12 @@ class DataPrepConfig(Config):
     work_unit_bytes: int = key(
         32 << 20, "input that one shard is made from", unit="bytes", ge=1 << 10
     )
+
+    def stated_licences(self) -> dict[str, str]:
+        """Licence by path, as the sources are named: without the secrets of URLs."""
+        from data_prep.files import shown  # not for `--help`
+
+        return {shown(entry.path): entry.licence for entry in self.licences}
 
     @property
     def has_rules(self) -> bool:

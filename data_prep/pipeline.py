@@ -127,7 +127,7 @@ def _finished(plan: Plan, found: Manifest) -> Manifest:
     if problem:
         raise UserError(f"{problem} (delete {plan.output} first)")
     tidy(plan, found)
-    licences = {**found.licences, **plan.config.licences}
+    licences = {**found.licences, **plan.config.stated_licences()}
     if licences != found.licences:
         found = found.model_copy(update={"licences": licences})
         manifest.save(found, plan.output)

@@ -24,7 +24,7 @@ def prepared(tmp_path, run):
         split__valid=0.2,
         dedup__exact=True,
         max_bad_fraction=0.1,
-        licences={str(tmp_path): "CC0"},
+        licences=[{"path": str(tmp_path), "licence": "CC0"}],
     )
     return path
 

@@ -162,7 +162,9 @@ def test_tasks_that_are_not_there_are_told(tmp_path, run, monkeypatch):
 def test_licences_are_taken_over_at_once(tmp_path, run):
     path = write_jsonl(tmp_path / "x.jsonl", make(10))
     before = run(path)
-    assert run(path, licences={str(path): "CC0"}).licences == {str(path): "CC0"}
+    assert run(path, licences=[{"path": str(path), "licence": "CC0"}]).licences == {
+        str(path): "CC0"
+    }
     assert manifest.load(tmp_path / "out").fingerprint == before.fingerprint
 
 
