@@ -35,15 +35,12 @@ python -m data_prep demo [DIR]                              built-in text → DI
 @command
 def main(arguments: Sequence[str]) -> int:
     """Run one subcommand; returns the exit status."""
-    if not arguments or set(arguments) & {"-h", "--help", "help"}:
-        from data_prep.config import DataPrepConfig
-        from runtime.config import print_help
-
-        print_help(USAGE, DataPrepConfig)
-        _print_rules()
-        return EXIT_OK
+    if not arguments or arguments[0] in (*_HELP, "help"):
+        return _help()
     try:
         return _dispatch(*arguments)
+    except SystemExit as done:  # --help of a subcommand
+        return int(done.code or EXIT_OK)
     except KeyboardInterrupt as error:
         raise UserError(
             "interrupted; finished work is kept, run the same command again to go on",
@@ -57,7 +54,19 @@ def _dispatch(name: str, *arguments: str) -> int:
             f"unknown command {name!r}; write {', '.join(_COMMANDS)} or --help",
             status=EXIT_BAD_INPUT,
         )
+    if name in _PLAIN and set(arguments) & _HELP:
+        print(f"usage: python -m data_prep {_PLAIN[name]}")
+        return EXIT_OK
     return _COMMANDS[name](list(arguments))
+
+
+def _help() -> int:
+    from data_prep.config import DataPrepConfig
+    from runtime.config import print_help
+
+    print_help(USAGE, DataPrepConfig)
+    _print_rules()
+    return EXIT_OK
 
 
 def _run(rest: list[str]) -> int:
@@ -65,14 +74,26 @@ def _run(rest: list[str]) -> int:
     from data_prep.pipeline import prepare
     from runtime.config import load
 
-    path = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
+    if set(rest) & _HELP:
+        return _help()  # its keys are most of that page
+    path = Path(rest.pop(0)) if rest and _is_path(rest[0]) else None
     prepare(load(DataPrepConfig, path, rest, check))
     return EXIT_OK
 
 
+def _is_path(argument: str) -> bool:
+    """Whether it names a config rather than a key and its value; folders may be named `lr=3`."""
+    if "=" not in argument or argument.endswith((".yaml", ".yml")):
+        return True
+    try:
+        return Path(argument).is_file()
+    except OSError:  # longer than a path may be
+        return False
+
+
 def _task(rest: list[str]) -> int:
     if len(rest) < 3 or not all(number.isdigit() for number in rest[2:]):
-        raise _expected("task DIR STAGE NUMBER...")
+        raise _expected("task")
     from data_prep.pipeline import run_tasks
 
     run_tasks(Path(rest[0]), rest[1], [int(number) for number in rest[2:]])
@@ -83,7 +104,7 @@ def _demo(rest: list[str]) -> int:
     from data_prep.demo import prepare_demo
 
     if len(rest) > 1:
-        raise _expected("demo [DIR]")
+        raise _expected("demo")
     prepare_demo(Path(rest[0] if rest else "runs/demo"))
     return EXIT_OK
 
@@ -92,7 +113,7 @@ def _verify(rest: list[str]) -> int:
     from data_prep.verify import verify_directory
 
     if len(rest) != 1:
-        raise _expected("verify DIR")
+        raise _expected("verify")
     problems = verify_directory(Path(rest[0]))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -108,7 +129,7 @@ def _inspect(rest: list[str]) -> int:
     from data_prep.card_text import card_lines
 
     if len(rest) != 1 and rest[1:] != ["--json"] and not (len(rest) == 3 and rest[1] == "--html"):
-        raise _expected("inspect DIR [--html FILE | --json]")
+        raise _expected("inspect")
     card = make_card(Path(rest[0]))
     if len(rest) == 1:
         print("\n".join(card_lines(card)))
@@ -157,10 +178,17 @@ def _print_rules() -> None:
             print(f"    {row.key:28} {row.meaning}; {row.type}, default {row.default}")
 
 
-def _expected(usage: str) -> UserError:
-    return UserError(f"expected: python -m data_prep {usage}", status=EXIT_BAD_INPUT)
+def _expected(name: str) -> UserError:
+    return UserError(f"expected: python -m data_prep {_PLAIN[name]}", status=EXIT_BAD_INPUT)
 
 
+_HELP = {"-h", "--help"}
+_PLAIN = {  # the commands that read their few arguments by themselves
+    "inspect": "inspect DIR [--html FILE | --json]",
+    "verify": "verify DIR",
+    "task": "task DIR STAGE NUMBER...",
+    "demo": "demo [DIR]",
+}
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "tokenize": _tokenize,

@@ -98,6 +98,9 @@ def make_card(directory: Path) -> Card:
 def _split(
     directory: Path, split: str, listed: Manifest, tokenizer: DocumentTokenizer
 ) -> SplitCard:
+    if not listed.splits[split].documents:
+        counts_only = listed.splits[split].model_dump()
+        return SplitCard(**counts_only, lengths={}, histogram=[], languages={}, samples=[])
     shards = Shards(directory, split)
     lengths = shards.lengths()
     at = np.percentile(lengths, _PERCENTILES, method="lower").astype(int)

@@ -1,7 +1,7 @@
 """`python -m data_prep import`: .bin/.idx files of other programs as a prepared directory.
 
-Files that have our form already are linked, or copied where the disk is another; the others are
-written anew. The result is verified like every other.
+Files that have our form already are hard links, or copies where the disk is another or --copy is
+given; the others are written anew. The result is verified like every other.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from data_prep.plan import difference
 from data_prep.tokenizer import CONFIG_FILE, FILE, DocumentTokenizer, SpecialTokens
 from data_prep.tokenizer_config import TokenizerChoice, check_tokenizer
 from data_prep.tokenizer_load import identity, place
-from data_prep.verify import verify_directory
+from data_prep.verify import problems_of, verify_directory
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
-_PLAN = ".import.json"  # says that an import was begun here
+_PLAN = ".import.json"  # an import was begun here, and what it made is not verified yet
 _QUARANTINE = "quarantine.jsonl"
 _GROUP_TOKENS = 1 << 22  # converted at once
 
@@ -52,19 +52,26 @@ def main(arguments: Sequence[str]) -> int:
         [Path(prefix.removesuffix(".bin").removesuffix(".idx")) for prefix in options.prefixes],
         Path(options.output),
         choice,
-        Settings(options.dialect, options.split, options.append_eod),
+        Settings(options.dialect, options.split, options.append_eod, options.copy),
     )
     print(f"imported {options.output}: {made.documents:,} documents, {made.tokens:,} tokens")
+    linked = len(_shared(Path(options.output), made))
+    if linked:
+        print(
+            f"{linked} files are hard links of the originals: who changes those in place damages "
+            "this data (the same command with --copy makes copies)"
+        )
     return EXIT_OK
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Whose files they are, the split that they become, and whether documents get an end."""
+    """Whose files they are, their split, whether documents get an end and files are copied."""
 
     dialect: str = "megatron"
     split: str = "train"
     append_eod: bool = False
+    copy: bool = False
 
 
 def import_files(
@@ -83,8 +90,12 @@ def import_files(
     except OSError as error:
         raise UserError(f"{output}: cannot be made: {error.strerror}") from error
     with locked(output):
-        if (output / manifest.NAME).exists():
-            return _finished(output, plan)
+        found = _finished(output, plan)
+        if found:
+            if settings.copy:
+                for path in _shared(output, found):
+                    _place(path, path, is_copy=True)
+            return found
         _begin(output, plan)
         place(choice, output)
         tokenizer = DocumentTokenizer(output, choice.eod)
@@ -96,11 +107,10 @@ def import_files(
             sources += own
         is_by_sentence = any(reader.sequences != len(reader) for reader in readers)
         made = _manifest(output, plan, tokenizer, shards, sources, is_by_sentence)
+        problem = next(problems_of(output, made), None)
+        if problem:
+            raise UserError(f"{problem} (the imported files were changed meanwhile?)")
         manifest.save(made, output)
-        problems = verify_directory(output)
-        if problems:
-            (output / manifest.NAME).unlink()
-            raise UserError(f"{problems[0]} (the imported files were changed meanwhile?)")
         (output / _PLAN).unlink()
     return made
 
@@ -167,7 +177,7 @@ class _Importer:
         entries = []
         for path, digest in zip((reader.bin_path, reader.idx_path), hashes, strict=True):
             target = self._output / f"{name}{path.suffix}"
-            _link(path.resolve(), target)
+            _place(path.resolve(), target, self._settings.copy)
             entries.append(FileEntry(file=target.name, bytes=target.stat().st_size, sha256=digest))
         return ShardEntry(
             **entries[0].model_dump(),
@@ -224,19 +234,31 @@ def _groups(ends: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or a copy where the two lie on different disks."""
+def _place(source: Path, target: Path, is_copy: bool) -> None:
+    """Give a file a second name, or a copy where that is asked for or the disks differ."""
     temporary = aside(target)
     temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
+    if is_copy or not _linked(source, temporary):
         shutil.copyfile(source, temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
     temporary.replace(target)
     temporary.unlink(missing_ok=True)  # renaming to another name of the same file does nothing
     sync_directory(target.parent)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        return False
+    return True
+
+
+def _shared(output: Path, made: Manifest) -> list[Path]:
+    """The files of shards that have another name elsewhere."""
+    paths = [output / file for s in made.shards for file in (s.file, s.index.file)]
+    return [path for path in paths if path.stat().st_nlink > 1]
 
 
 def _plan(
@@ -281,9 +303,14 @@ def _begin(output: Path, plan: dict[str, Any]) -> None:
     write_atomic(path, manifest.to_json(plan))
 
 
-def _finished(output: Path, plan: dict[str, Any]) -> Manifest:
+def _finished(output: Path, plan: dict[str, Any]) -> Manifest | None:
+    """What an earlier import made; none where it did not end, or left files that are not sound."""
+    if not (output / manifest.NAME).exists():
+        return None
     found = manifest.load(output)
     changed = difference(found.plan, plan)
+    if (output / _PLAN).exists() and (changed or verify_directory(output)):
+        return None  # it was killed before its end: `_begin` takes the rest away
     if changed:
         raise UserError(
             f"{output} was made from another plan: {changed}; choose another output "
@@ -353,6 +380,9 @@ def _parser() -> argparse.ArgumentParser:
         "--append_eod",
         action="store_true",
         help="end the documents that have no end-of-document token with one",
+    )
+    add_option(
+        parser, "--copy", action="store_true", help="copy files of our form instead of linking them"
     )
     add_option(parser, "--dialect", choices=tuple(DIALECTS), default="megatron", help="whose files")
     add_option(

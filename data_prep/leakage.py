@@ -21,6 +21,7 @@ from data_prep import manifest
 from data_prep.dedup import DedupConfig, Duplicate, Job, SignatureWriter, duplicates, stages
 from data_prep.dedup.signatures import unit_file
 from data_prep.dedup.words import split_words
+from data_prep.options import Parser
 from data_prep.text_sets import TextSet
 from runtime.errors import EXIT_FAILED, EXIT_OK, command
 
@@ -194,29 +195,39 @@ def _print(report: Report) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_prep leakage", description=__doc__)
+    parser = Parser(prog="python -m data_prep leakage", description=__doc__)
     parser.add_argument("a", help="what is trained on: DIR:SPLIT, or a file, folder, glob or URL")
     parser.add_argument("b", nargs="?", help="what is tested on; none: A is DIR, and its splits")
     parser.add_argument("--text-key", default="text", help="field or column (default: text)")
     parser.add_argument(
-        "--document", choices=["line", "paragraph", "file"], default="line",
+        "--document",
+        choices=["line", "paragraph", "file"],
+        default="line",
         help="what one text is in a plain text file (default: line)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--min-similarity", type=float, default=0.7, metavar="J",
+        "--min-similarity",
+        type=float,
+        default=0.7,
+        metavar="J",
         help="estimated Jaccard similarity of near duplicates (default: 0.7)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--ngram", type=int, metavar="WORDS",
+        "--ngram",
+        type=int,
+        metavar="WORDS",
         help="words that are compared in a row (default: 5, of short texts 2)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--examples", type=int, default=3, metavar="N", help="shown of each kind (default: 3)"
     )
     parser.add_argument(
-        "--max-share", type=float, default=1.0, metavar="F",
+        "--max-share",
+        type=float,
+        default=1.0,
+        metavar="F",
         help="exit with status 1 where more than this fraction of B is in A",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

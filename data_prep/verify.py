@@ -31,36 +31,37 @@ def problems_of(
         yield f"{directory / manifest.NAME}: changed since it was written (fingerprint differs)"
     yield from _totals(directory, listed)
     files = [*listed.files(), *_decisions(directory, listed)]
-    wrong_size = list(_size_problems(directory, files))
-    yield from wrong_size
-    named = {problem.partition(":")[0] for problem in wrong_size}
+    named = set()
+    for path, problem in _size_problems(directory, files):
+        named.add(path)
+        yield problem
     for entry in files:
         path = directory / entry.file
         beat()
-        if str(path) not in named and file_sha256(path) != entry.sha256:
-            named.add(str(path))
+        if path not in named and file_sha256(path) != entry.sha256:
+            named.add(path)
             yield f"{path}: its content changed (SHA-256 differs); prepare the data again"
     for shard in listed.shards:
-        pair = {str(directory / shard.file), str(directory / shard.index.file)}
+        pair = {directory / shard.file, directory / shard.index.file}
         if not pair & named:
             yield from _structure(directory, listed, shard)
 
 
 def size_problems(directory: Path, listed: Manifest) -> Iterator[str]:
     """Yield the files that are missing or of another size than the manifest says."""
-    return _size_problems(directory, listed.files())
+    return (problem for _, problem in _size_problems(directory, listed.files()))
 
 
-def _size_problems(directory: Path, files: Sequence[FileEntry]) -> Iterator[str]:
+def _size_problems(directory: Path, files: Sequence[FileEntry]) -> Iterator[tuple[Path, str]]:
     for entry in files:
         path = directory / entry.file
         try:
             size = path.stat().st_size
         except OSError:
-            yield f"{path}: is missing; prepare the data again"
+            yield path, f"{path}: is missing; prepare the data again"
             continue
         if size != entry.bytes:
-            yield f"{path}: has {size} bytes, expected {entry.bytes}; prepare the data again"
+            yield path, f"{path}: has {size} bytes, expected {entry.bytes}; prepare the data again"
 
 
 def _decisions(directory: Path, listed: Manifest) -> list[FileEntry]:

@@ -51,7 +51,9 @@ def map_by_ray(task: Callable[[int], object], numbers: Sequence[int], plan: Plan
         left = list(numbers)[::-1]
         flying: set[Any] = set()
         while left or flying:
-            most = _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)  # type: ignore[no-untyped-call]
+            # Ray leaves this function without types.
+            cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+            most = _AHEAD * max(cores, 1)
             if plan.config.workers:
                 most = min(most, plan.config.workers)
             while left and len(flying) < most:

@@ -1,5 +1,6 @@
 """The data card: what it says is what the files hold; the page is sound whatever a text says."""
 
+import struct
 from html.parser import HTMLParser
 
 import numpy as np
@@ -85,3 +86,16 @@ def test_the_command_writes_each_form(tmp_path, run, capsys):
     assert main(["inspect", out, "--html", str(page)]) == 0
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert main(["inspect", out, "--xml"]) == 2
+
+
+def test_a_directory_without_documents_has_a_card(tmp_path, run, capsys):
+    run(write_jsonl(tmp_path / "x.jsonl", make_texts(30)), "made")
+    (tmp_path / "x.bin").write_bytes(b"")
+    index = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 0, 1) + struct.pack("<q", 0)
+    (tmp_path / "x.idx").write_bytes(index)
+    out = tmp_path / "out"
+    given = ["import", tmp_path / "x", "--output", out, "--tokenizer", tmp_path / "made"]
+    assert main([str(a) for a in given]) == 0
+    assert main(["inspect", str(out)]) == 0
+    assert "train: 0 documents, 0 tokens" in capsys.readouterr().out
+    assert "train" in card_page(make_card(out))

@@ -112,3 +112,44 @@ def test_the_demo_runs_from_nothing_and_is_reused(tmp_path, capsys):
     assert (tmp_path / "functions.test.jsonl").exists()
     assert main(["demo", str(tmp_path)]) == 0
     assert "already prepared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "usage"),
+    [
+        ("tokenize", "--vocab_file"),
+        ("import", "--dialect"),
+        ("which", "--step"),
+        ("leakage", "--max-share"),
+        ("inspect", "DIR [--html FILE | --json]"),
+        ("task", "DIR STAGE NUMBER..."),
+    ],
+)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_each_subcommand_has_help_of_its_own(name, usage, flag, capsys):
+    assert main([name, flag]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: python -m data_prep {name}")
+    assert usage in told
+    assert "python -m data_prep demo [DIR]" not in told
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"], ["run", "--help"]])
+def test_the_page_of_all_commands_and_keys(arguments, capsys):
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "python -m data_prep demo [DIR]" in told
+    assert "work_unit_bytes" in told
+
+
+def test_a_config_may_lie_in_a_folder_with_an_equals_sign(tmp_path, capsys, monkeypatch):
+    write_jsonl(tmp_path / "x.jsonl", make_texts(30))
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("lr=3/config.yaml"), Path("lr=3/config")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("input: {paths: [x.jsonl]}\ntokenizer: {train: {vocab_size: 300}}\n")
+        assert main(["run", str(path), f"output={path.name}-out"]) == 0
+    assert main(["run", "lr=4/config.yaml"]) == 2
+    assert "lr=4/config.yaml" in capsys.readouterr().err
+    assert main(["run", "input.paths=" + "x" * 5000]) == 2  # no path
+    assert "output: is required" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from data_prep.config import DataPrepConfig, check
-from data_prep.executors.slurm import array_script
+from data_prep.executors.slurm import array_script, map_by_slurm
 from data_prep.plan import make_plan
 from data_prep.sources import input_files
 from data_prep.stages import stages
@@ -179,3 +179,95 @@ def test_no_slurm_is_one_line(tmp_path):
     done = run(made, environment)
     assert done.returncode == 2
     assert "error: executor: slurm needs sbatch" in done.stderr
+
+
+class FakeStage:
+    name = told = "shards"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def is_done(self, number: int) -> bool:
+        return (self.folder / f"done_{number}").exists()
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """programs(squeue) puts stand-ins for Slurm on PATH; `calls` has what was called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def make(squeue: str) -> Path:
+        calls = tmp_path / "calls"
+        for name, body in {"sbatch": "echo 71", "squeue": squeue, "scancel": ""}.items():
+            path = folder / name
+            path.write_text(f'#!/bin/sh\ncd {tmp_path}\necho {name} "$@" >> calls\n{body}\n')
+            path.chmod(0o755)
+        return calls
+
+    return make
+
+
+def watch(tmp_path, **changes):
+    plan = planned(tmp_path, executor="slurm", slurm__poll_s=0.02, **changes)
+    (plan.work / "slurm").mkdir(parents=True, exist_ok=True)
+    return plan, map_by_slurm(FakeStage(tmp_path), [0], plan)
+
+
+def test_a_controller_that_does_not_answer_is_waited_for(tmp_path, programs, capsys):
+    calls = programs(
+        "n=$(grep -c squeue calls); [ $n -lt 9 ] || touch done_0\n"
+        "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1"
+    )
+    plan, watched = watch(tmp_path)
+    assert list(watched) == [0]
+    assert "scancel" not in calls.read_text()
+    told = capsys.readouterr().err
+    assert told.count("squeue does not answer (slurm_load_jobs error: Socket timed out") == 1
+    assert not list((plan.work / "slurm").glob("*.job"))
+
+
+@pytest.mark.parametrize(
+    "answer", ["true", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"]
+)
+def test_a_job_that_is_gone_fails_with_words_of_its_own(tmp_path, programs, answer):
+    calls = programs(answer)
+    plan, watched = watch(tmp_path)
+    old = plan.work / "slurm" / "shards_0.log"
+    old.write_text("error: of an earlier run\n")
+    with pytest.raises(UserError, match=r"Slurm job 71 has ended and 1 tasks are not done; run"):
+        list(watched)
+    assert not old.exists()
+    assert "scancel 71" in calls.read_text()
+    assert (plan.work / "slurm" / "shards.job").read_text() == "71"
+
+
+def test_the_array_of_a_killed_process_is_ended_first(tmp_path, programs, capsys):
+    calls = programs("[ $(grep -c scancel calls) -gt 1 ] || echo R; ! grep -q sbatch calls")
+    plan, watched = watch(tmp_path)
+    (plan.work / "slurm" / "shards.job").write_text("55")
+    (tmp_path / "done_0").touch()
+    assert next(watched) == 0
+    with pytest.raises(UserError, match="interrupted"):
+        watched.throw(UserError("interrupted"))
+    lines = calls.read_text().splitlines()
+    at = next(k for k, line in enumerate(lines) if line.startswith("sbatch"))
+    assert lines[0].startswith("squeue --noheader --jobs 55")
+    assert lines[1] == "scancel 55"
+    assert lines[at - 1].startswith(("squeue", "scancel"))
+    assert [line for line in lines[at:] if "scancel" in line] == ["scancel 71"]
+    assert "cancelling Slurm job 55 of an earlier run" in capsys.readouterr().out
+
+
+def test_percent_signs_and_white_space_in_the_output(tmp_path):
+    for name, line in (("a%j", rf"{tmp_path}/a%%j/.*/slurm/shards_%a\.log"), ("b c", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        plan = planned(folder, executor="slurm")
+        if line is None:
+            with pytest.raises(UserError, match="cannot name a folder with white space"):
+                array_script(plan, FakeStage(folder), [0])
+        else:
+            script = array_script(plan, FakeStage(folder), [0])
+            assert re.search(f"^#SBATCH --output={line}$", script, re.MULTILINE)

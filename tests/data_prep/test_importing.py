@@ -236,3 +236,37 @@ def test_another_disk_gets_a_copy(tmp_path, tokenizer, monkeypatch):
     copy = tmp_path / "out" / "train_00000.bin"
     assert copy.read_bytes() == (tmp_path / "x.bin").read_bytes()
     assert not copy.samefile(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_an_import_that_was_killed_is_verified_before_it_counts(tmp_path, tokenizer, is_damaged):
+    eod = DocumentTokenizer(tokenizer).eod_id
+    write_foreign(tmp_path / "x", [[[5, 6, eod]]], 8, "H")
+    arguments = (tmp_path / "x", "--copy")
+    run(tokenizer, tmp_path / "out", *arguments)
+    before, mark = contents(tmp_path / "out"), tmp_path / "out" / ".import.json"
+    mark.write_text("{}")  # killed just before its end
+    path = tmp_path / "out" / "train_00000.bin"
+    if is_damaged:
+        path.write_bytes(b"\7" + path.read_bytes()[1:])
+    made = path.stat().st_mtime_ns
+    run(tokenizer, tmp_path / "out", *arguments)
+    assert contents(tmp_path / "out") == before
+    assert not mark.exists()
+    assert (path.stat().st_mtime_ns == made) == (not is_damaged)
+
+
+def test_hard_links_are_told_and_copies_can_be_had(tmp_path, tokenizer, capsys):
+    eod = DocumentTokenizer(tokenizer).eod_id
+    write_foreign(tmp_path / "x", [[[5, 6, eod]]], 8, "H")
+    run(tokenizer, tmp_path / "out", tmp_path / "x")
+    assert "2 files are hard links of the originals" in capsys.readouterr().out
+    before = contents(tmp_path / "out")
+    for output in ("new", "out"):  # from the start, and of links that are there
+        run(tokenizer, tmp_path / output, tmp_path / "x", "--copy")
+        assert "hard links" not in capsys.readouterr().out
+    assert contents(tmp_path / "out") == before
+    with (tmp_path / "x.bin").open("rb+") as stream:
+        stream.write(b"\7")
+    assert verify_directory(tmp_path / "out") == []
+    assert verify_directory(tmp_path / "new") == []

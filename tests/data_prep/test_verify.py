@@ -95,3 +95,14 @@ def test_what_is_not_prepared_data_is_said(tmp_path, capsys):
     assert "no manifest.json" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "nothing")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_path_with_a_colon_is_a_path(prepared):
+    moved = prepared.rename(prepared.with_name("a: b"))
+    assert verify_directory(moved) == []
+    (moved / "train_00000.bin").unlink()
+    (moved / "train_00001.idx").write_bytes(b"")
+    problems = verify_directory(moved)
+    assert len(problems) == 2
+    assert problems[0].startswith(f"{moved}/train_00000.bin: is missing")
+    assert problems[1].startswith(f"{moved}/train_00001.idx: has 0 bytes")
