@@ -16,13 +16,14 @@ from data_prep.atomic import aside, publish, write_atomic
 from data_prep.decontaminate_config import MOST_WORDS, DecontaminateConfig
 from data_prep.dedup.words import U64, Words, constants, mix, word_chunks
 from data_prep.readers import BadRecord
-from data_prep.text_files import text_files
+from data_prep.text_files import TextFile, text_files
 from runtime.config import Problem
 from runtime.errors import UserError
 
 _SHOWN_CHARACTERS = 200
 _FORMAT = 1  # of the saved index and of the hashes in it
 _STREAM = 7
+_WITHOUT_TEXT = ("missing_field", "null_text", "empty_text")  # no damage: a field may be absent
 
 
 class Contaminated(NamedTuple):
@@ -68,10 +69,10 @@ class Contamination:
         names: list[str] = []
         identities: list[dict[str, Any]] = []
         lengths: set[int] = set()
-        skipped = 0
+        skipped = unreadable = 0
         for path in config.paths:
-            for name, identity, texts in _texts(path, config.text_keys):
-                for line, text in texts:
+            for file in _test_files(path, config.text_keys):
+                for line, text in file:
                     found = list(_test_runs(text, config))
                     skipped += not found
                     for length, runs in found:
@@ -79,8 +80,9 @@ class Contamination:
                         hashes.append(runs)
                         origin = np.array([[len(names), line]], np.uint32)
                         origins.append(np.repeat(origin, len(runs), axis=0))
-                names.append(name)
-                identities.append(identity)
+                names.append(file.source.name)
+                identities.append(file.source.identity())
+                unreadable += file.without_text
         every, first = np.unique(np.concatenate(hashes), return_index=True)
         about = {
             "format": _FORMAT,
@@ -94,6 +96,7 @@ class Contamination:
             "min_matches": config.min_matches,
             "runs": len(every),
             "too_short": skipped,
+            "unreadable": unreadable,
         }
         return cls(every, np.concatenate(origins)[first], about)
 
@@ -107,6 +110,11 @@ class Contamination:
     def too_short(self) -> int:
         """How many texts of the test sets are shorter than `min_words`, and not looked for."""
         return int(self._about["too_short"])
+
+    @property
+    def unreadable(self) -> int:
+        """How many times a record of the test sets lacked one of the fields, or it was empty."""
+        return int(self._about.get("unreadable", 0))  # not in an index of before
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -207,28 +215,46 @@ def _runs(words: U64, lengths: Sequence[int]) -> Iterator[tuple[int, U64]]:
             yield place + 1, mix(total + np.uint64(place))
 
 
-def _texts(
-    path: str, text_keys: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any], Iterator[tuple[int, str]]]]:
-    """Yield (name, identity, texts with their lines) of each file of a path."""
+class _TestFile:
+    """The texts of one test file with their lines, and how many fields held none."""
+
+    def __init__(self, readers: Sequence[TextFile], text_keys: Sequence[str]) -> None:
+        self.source = readers[0].source
+        # Plain text has no fields: it would be read once for each.
+        self._readers = readers if self.source.format != "text" else readers[:1]
+        self._text_keys = text_keys
+        self.without_text = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """Raises UserError where records cannot be read, or none has a text."""
+        lacking = ""
+        damaged: dict[int, str] = {}
+        found = 0
+        for reader in self._readers:
+            for record in reader:
+                if not isinstance(record, BadRecord):
+                    found += 1
+                    yield record.line, record.text
+                elif record.reason in _WITHOUT_TEXT:
+                    self.without_text += 1
+                    lacking = lacking or f"line {record.line}: {record.reason}"
+                else:
+                    damaged.setdefault(record.line, record.reason)
+        if not found:
+            first = lacking or next((f"line {n}: {why}" for n, why in damaged.items()), "")
+            raise UserError(
+                f"{self.source.name}: no text in any of the fields {', '.join(self._text_keys)} "
+                f"({first or 'it is empty'}); name them in decontaminate.text_keys"
+            )
+        if damaged:
+            line = min(damaged)
+            raise UserError(
+                f"{self.source.name}: line {line}: {damaged[line]}; {len(damaged):,} records "
+                "cannot be read, and would not be looked for; mend the file"
+            )
+
+
+def _test_files(path: str, text_keys: Sequence[str]) -> Iterator[_TestFile]:
     by_key = [text_files(path, text_key) for text_key in text_keys]
     for readers in zip(*by_key, strict=True):
-        source = readers[0].source
-
-        def texts(readers: Any = readers, name: str = source.name) -> Iterator[tuple[int, str]]:
-            reason, found = "", 0
-            # Plain text has no fields: it would be read once for each.
-            for reader in readers if readers[0].source.format != "text" else readers[:1]:
-                for record in reader:
-                    if isinstance(record, BadRecord):
-                        reason = reason or f"line {record.line}: {record.reason}"
-                    else:
-                        found += 1
-                        yield record.line, record.text
-            if not found:
-                raise UserError(
-                    f"{name}: no text in any of the fields {', '.join(text_keys)} "
-                    f"({reason or 'it is empty'}); name them in decontaminate.text_keys"
-                )
-
-        yield source.name, source.identity(), texts()
+        yield _TestFile(readers, text_keys)

@@ -208,7 +208,7 @@ def _told(url: str, name: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{name}: does not exist") from error
-    except Exception as error:
+    except Exception as error:  # of botocore, aiohttp, gcsfs, … whose classes have no common base
         reason = f"{type(error).__name__}: {_plain(error, url)}"
         raise UserError(f"{name}: cannot be read: {reason}") from error
 

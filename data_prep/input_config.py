@@ -156,6 +156,7 @@ def _inside(folder: Path, wanted: str) -> list[Path]:
     """The files of a folder and of all below it, also behind links; hidden ones are left out."""
     if is_saved(folder):
         return saved_files(folder)
+    # pathlib's own glob does not follow links to folders, and gives hidden files
     names = sorted(glob.glob("**/*", root_dir=folder, recursive=True))  # noqa: PTH207
     inner = [folder / name for name in names if (folder / name).is_file()]
     once = {path.resolve(): path for path in reversed(inner)}  # a link may lead to a loop

@@ -1,6 +1,8 @@
 """The input files of a run, each with what tells whether its content is still the same."""
 
+import hashlib
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +17,19 @@ from data_prep.files import Location
 from data_prep.formats import Format, format_of
 from data_prep.input_config import BUILTIN, DATASETS, expand
 from data_prep.unpacking import USUAL_RATIO, compression_of
-from runtime.errors import UserError
+from runtime.errors import EXIT_BAD_INPUT, UserError
+from runtime.redaction import HIDDEN
 
 if TYPE_CHECKING:
     from data_prep.config import DataPrepConfig
 
 _CACHE = ".inputs.json"
+# What presigned URLs of S3, Google, CloudFront, OSS and Azure carry beside what is asked for.
+_SIGNING = re.compile(
+    r"(x-(amz|goog|oss)-.*|(aws|oss)?accesskeyid|googleaccessid|signature|expires|policy|"
+    r"key-pair-id)$"
+)
+_AZURE_SIGNING = "sig sv se st sp sr spr sip skoid sktid skt ske sks skv".split()
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,31 @@ class Segment:
     end: int
 
 
+def name_of(location: Location) -> str:
+    """The name to report and store a location by: without secrets, another one for each.
+
+    What a URL asks for is hidden, but tells files apart; twelve digits of its hash stand for it.
+    A signature does not count: the same file, signed anew, keeps its name.
+    """
+    name = files.shown(location)
+    if isinstance(location, Path) or not name.endswith(f"?{HIDDEN}"):
+        return name
+    parts = location.partition("?")[2].split("&")
+    keys = [part.partition("=")[0].lower() for part in parts]
+    signing = _AZURE_SIGNING if "sig" in keys else ()
+    asked = "&".join(
+        part
+        for part, key in zip(parts, keys, strict=True)
+        if key not in signing and not _SIGNING.match(key)
+    )
+    return f"{name}#{hashlib.sha256(asked.encode()).hexdigest()[:12]}" if asked else name
+
+
 def input_files(config: "DataPrepConfig", builtin: Path) -> list[tuple[str, Location]]:
-    """Every input file once, with the name to report it by, in the order of the config."""
+    """Every input file once, with the name to report it by, in the order of the config.
+
+    Raises UserError where two files have one name, as the same URL for two users has.
+    """
     found: dict[Location, str] = {}
     for text in config.input.paths:
         if text == BUILTIN:
@@ -89,7 +121,14 @@ def input_files(config: "DataPrepConfig", builtin: Path) -> list[tuple[str, Loca
             continue
         for location in expand(text, config.input.format):
             place = location.resolve() if isinstance(location, Path) else location
-            found.setdefault(place, files.shown(location))
+            found.setdefault(place, name_of(location))
+    seen: set[str] = set()
+    for name in found.values():
+        if name in seen:
+            raise UserError(
+                f"input.paths: two inputs are named {name}; keep one of them", status=EXIT_BAD_INPUT
+            )
+        seen.add(name)
     return [(name, location) for location, name in found.items()]
 
 

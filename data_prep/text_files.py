@@ -13,7 +13,7 @@ from data_prep.files import Location
 from data_prep.formats import FORMATS, format_of
 from data_prep.input_config import Input, expand
 from data_prep.readers import BadRecord, Document, SegmentReader
-from data_prep.sources import Segment, Source
+from data_prep.sources import Segment, Source, name_of
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 Unit = Literal["file", "paragraph", "line"]
@@ -47,7 +47,7 @@ def text_files(path: str, text_key: str, document: Unit = "line") -> list[TextFi
 
 
 def _source(location: Location) -> Source:
-    name = files.shown(location)
+    name = name_of(location)
     kind = format_of(location, "auto")
     if kind is None:
         raise UserError(

@@ -9,9 +9,10 @@ from typing import Protocol
 from data_prep.formats import Format
 from data_prep.input_config import Input
 from data_prep.readers.arrow import ArrowReader, arrow_bounds
-from data_prep.readers.delimited import DELIMITERS, DelimitedReader, record_bounds
+from data_prep.readers.delimited import DELIMITERS, DelimitedReader
 from data_prep.readers.jsonl import JsonlReader
 from data_prep.readers.parquet import ParquetReader, parquet_bounds
+from data_prep.readers.quoting import record_bounds
 from data_prep.readers.records import BadRecord, Document
 from data_prep.readers.streams import opened, unpacked_size
 from data_prep.readers.text import TextReader, text_bounds
@@ -74,9 +75,11 @@ def bounds(source: Source, options: Input, step: int) -> list[int]:
         return [0, source.size]
     with opened(source, options) as stream:
         if source.format in DELIMITERS:
-            return record_bounds(stream, source.size, step, DELIMITERS[source.format])
-        document = options.document if source.format == "text" else "line"
-        return text_bounds(stream, source.size, step, document)
+            limit = options.max_record_bytes
+            return record_bounds(stream, source.size, step, DELIMITERS[source.format], limit)
+        if source.format == "jsonl":
+            options = options.model_copy(update={"document": "line"})
+        return text_bounds(stream, source.size, step, options)
 
 
 def _thinned(places: list[int], step: int) -> list[int]:

@@ -7,6 +7,7 @@ from data_prep.input_config import Input
 from data_prep.readers.jsonl import checked
 from data_prep.readers.records import (
     EXCERPT_BYTES,
+    EXCERPT_CHARACTERS,
     BadRecord,
     Document,
     excerpt,
@@ -94,7 +95,7 @@ def records(
     ):
         line = before + row + 1
         if text is None:
-            yield BadRecord(number, line, reason, shown[:160])
+            yield BadRecord(number, line, reason, shown[:EXCERPT_CHARACTERS])
         else:
             yield Document(text, number, line, start + (end - start) * row // count, url)
 

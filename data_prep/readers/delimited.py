@@ -1,76 +1,23 @@
 """CSV and TSV with a header: a document is one column of a record.
 
 Quoting is that of Python's csv module (RFC 4180), strictly: a quote inside a quoted field is
-doubled, and a quoted field may hold line breaks.
+doubled, and a quoted field may hold line breaks. A quote that is never closed spoils its own line
+alone (`invalid_csv`): reading goes on with the next one.
 """
 
 import csv
-import re
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import IO
 
 from data_prep.input_config import Input
 from data_prep.readers.jsonl import checked
-from data_prep.readers.lines import split_lines
-from data_prep.readers.records import (
-    EXCERPT_BYTES,
-    BadRecord,
-    Document,
-    excerpt,
-    undecodable,
-)
+from data_prep.readers.quoting import Row, split_records
+from data_prep.readers.records import BadRecord, Document, excerpt, undecodable
 from data_prep.readers.streams import end_of, opened, without_mark
 from data_prep.sources import Segment, Source
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-_QUOTE = 0x22
-_INSIDE_QUOTES = re.compile(rb'(?:[^"]++|"")*+')
-
-
-class _Record(NamedTuple):
-    data: bytes  # its beginning, where it is too long
-    line: int  # of its first byte, from 1 at the place where reading began
-    offset: int
-    too_long: bool
-    last_line: int
-
-
-class _Quotes:
-    """Follows the csv module's states over bytes, whatever parts they come in."""
-
-    def __init__(self, delimiter: str) -> None:
-        self._delimiter = delimiter.encode()
-        self._state = "field starts"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a line break here belongs to a quoted field."""
-        return self._state == "quoted"
-
-    def end_record(self) -> None:
-        self._state = "field starts"
-
-    def feed(self, data: bytes) -> None:
-        state, at, size = self._state, 0, len(data)
-        while at < size:
-            if state == "unquoted":
-                at = data.find(self._delimiter, at) + 1
-                if not at:
-                    break
-                state = "field starts"
-            elif state == "quoted":
-                rest = _INSIDE_QUOTES.match(data, at)
-                at = rest.end() + 1 if rest else size
-                if at <= size:
-                    state = "quote in quoted"
-            elif data[at] == _QUOTE:  # the first of a field, or the second of a doubled one
-                state, at = "quoted", at + 1
-            elif data[at] == self._delimiter[0]:
-                state, at = "field starts", at + 1
-            else:
-                state = "unquoted"
-        self._state = state
 
 
 class _Slot:
@@ -142,7 +89,7 @@ class DelimitedReader:
         self.lines = 0
         return names
 
-    def _parse(self, record: _Record) -> tuple[list[str], str]:
+    def _parse(self, record: Row) -> tuple[list[str], str]:
         """The fields of a record, or none and the reason."""
         encoding = self._options.encoding
         data = without_mark(record.data, record.offset, self._source, encoding)
@@ -160,52 +107,9 @@ class DelimitedReader:
             self._slot.text = ""
             return [], "invalid_csv"
 
-    def _records(self, stream: IO[bytes], start: int, end: float) -> Iterator[_Record]:
+    def _records(self, stream: IO[bytes], start: int, end: float) -> Iterator[Row]:
         for record in split_records(
             stream, (start, end), DELIMITERS[self._source.format], self._options.max_record_bytes
         ):
             self.lines = record.last_line
             yield record
-
-
-def split_records(
-    stream: IO[bytes], span: tuple[int, float], delimiter: str, limit: int
-) -> Iterator[_Record]:
-    """Yield the records that begin in bytes [start, end), both between records.
-
-    limit: bytes; of a longer record only the beginning is kept.
-    """
-    quotes = _Quotes(delimiter)
-    parts: list[bytes] = []
-    first = offset = size = number = 0
-    too_long = False
-    # A quoted field may go on behind the end of the span: the last record is read to its end.
-    for line in split_lines(stream, span[0], float("inf"), limit, quotes.feed):
-        number += 1
-        if not parts:
-            if line.offset >= span[1]:
-                return
-            first, offset, size, too_long = number, line.offset, 0, False
-        if not line.too_long and (quotes.is_open or b'"' in line.data):
-            quotes.feed(line.data)
-        size += len(line.data) + 1
-        parts.append(line.data)
-        if line.too_long or size > limit + 1:
-            too_long, parts = True, [b"\n".join(parts)[:EXCERPT_BYTES]]
-        if not quotes.is_open:
-            quotes.end_record()
-            yield _Record(b"\n".join(parts), first, offset, too_long, number)
-            parts = []
-    if parts:
-        yield _Record(b"\n".join(parts), first, offset, too_long, number)
-
-
-def record_bounds(stream: IO[bytes], size: int, step: int, delimiter: str) -> list[int]:
-    """Places between records, about `step` bytes apart, from 0 to `size`, in one pass."""
-    bounds = [0]
-    target = step
-    for record in split_records(stream, (0, size), delimiter, 0):
-        if record.offset >= target:
-            bounds.append(record.offset)
-            target = (record.offset // step + 1) * step
-    return [*bounds, size]

@@ -30,7 +30,7 @@ class JsonlReader:
             for data, offset, too_long in lines:
                 line += 1
                 self.lines = line
-                if not data or data.isspace():
+                if not too_long and (not data or data.isspace()):
                     continue  # a blank line separates records; it is none
                 if not offset:
                     data = without_mark(data, offset, source, encoding)

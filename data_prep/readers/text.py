@@ -33,9 +33,7 @@ class TextReader:
             start, end = self._segment.start, end_of(self._source, self._segment)
             lines = self._numbered(split_lines(stream, start, end, self._options.max_record_bytes))
             if self._options.document == "line":
-                yield from (
-                    self._record(line, number) for number, line in lines if line.data.strip()
-                )
+                yield from (self._record(line, number) for number, line in lines if _has_text(line))
             else:
                 yield from self._paragraphs(lines)
 
@@ -49,7 +47,7 @@ class TextReader:
         first = size = offset = 0
         too_long = False
         for number, line in lines:
-            if line.data.strip():
+            if _has_text(line):
                 if not first:
                     first, offset = number, line.offset
                 too_long = too_long or line.too_long
@@ -102,8 +100,17 @@ class TextReader:
         return BadRecord(self._segment.source, number, reason, excerpt(data, encoding))
 
 
-def text_bounds(stream: IO[bytes], size: int, step: int, document: str) -> list[int]:
-    """Places between documents, about `step` bytes apart, from 0 to `size`."""
+def _has_text(line: Line) -> bool:
+    """Whether a line is not blank; of one that is too long, nobody looked at the whole."""
+    return line.too_long or bool(line.data.strip())
+
+
+def text_bounds(stream: IO[bytes], size: int, step: int, options: Input) -> list[int]:
+    """Places between documents, about `step` bytes apart, from 0 to `size`.
+
+    A document is a line, unless the options say that it is a paragraph or a file.
+    """
+    document, limit = options.document, options.max_record_bytes
     bounds = [0]
     for target in range(step, size, step) if document != "file" else ():
         if target <= bounds[-1]:
@@ -112,7 +119,7 @@ def text_bounds(stream: IO[bytes], size: int, step: int, document: str) -> list[
         while document == "paragraph" and not is_last:
             after, is_last = next_line_end(stream, end)
             stream.seek(end)
-            is_blank = _is_blank(stream, after - end)
+            is_blank = after - end <= limit + 1 and _is_blank(stream, after - end)
             end = after
             if is_blank:
                 break

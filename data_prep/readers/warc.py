@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from data_prep.input_config import Input
+from data_prep.readers.http_payload import UNDECODABLE, decoded_body
 from data_prep.readers.jsonl import checked
 from data_prep.readers.records import BadRecord, Document, excerpt
-from data_prep.readers.streams import end_of, opened
+from data_prep.readers.streams import opened
 from data_prep.sources import Segment, Source
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
@@ -52,15 +53,13 @@ class WarcReader:
         number, limit = self._segment.source, self._options.max_record_bytes
         with opened(self._source, self._options) as raw:
             stream = _Records(raw)
-            for record, offset in self._parsed(stream, end_of(self._source, self._segment)):
+            for record, offset in self._parsed(stream):
                 if not _has_text(record):
                     continue
                 url = record.rec_headers.get_header("WARC-Target-URI") or ""
-                data, is_too_long = _payload(record, limit)
+                data, reason = _payload(record, limit)
                 text: str | None = None
-                if is_too_long:
-                    reason = "too_long"
-                else:
+                if not reason:
                     text, reason = _decoded(data, _declared_charset(record))
                 if text is not None:
                     text, reason, url = checked(text, url)
@@ -69,7 +68,7 @@ class WarcReader:
                 else:
                     yield Document(text, number, self.lines, offset, url)
 
-    def _parsed(self, stream: "_Records", end: float) -> Iterator[tuple[Any, int]]:
+    def _parsed(self, stream: "_Records") -> Iterator[tuple[Any, int]]:
         """Yield the records and where they begin. Raises UserError at the first that is none."""
         loader, errors = _loader(self._source)
         while True:
@@ -153,15 +152,24 @@ def _content_type(record: Any) -> str:
     return "" if record.rec_type == "response" else str(record.content_type or "")
 
 
-def _payload(record: Any, limit: int) -> tuple[bytes, bool]:
-    """A record's content without transfer encoding, and whether it is longer than the limit."""
-    stream = record.content_stream()
+def _payload(record: Any, limit: int) -> tuple[bytes, str]:
+    """A record's content without transfer encoding, or its beginning and why it is of no use."""
     parts: list[bytes] = []
     size = 0
-    while size <= limit and (part := stream.read(_CHUNK_BYTES)):
+    while size <= limit and (part := record.raw_stream.read(min(_CHUNK_BYTES, limit + 1))):
         parts.append(part)
         size += len(part)
-    return b"".join(parts), size > limit
+    data = b"".join(parts)
+    if record.rec_headers.get_header("WARC-Truncated"):
+        return data, "truncated"
+    if size > limit:
+        return data, "too_long"
+    if not record.http_headers:
+        return data, ""
+    body = decoded_body(data, record.http_headers, limit)
+    if body is None:
+        return data, UNDECODABLE
+    return body, "too_long" if len(body) > limit else ""
 
 
 def _skip_rest(record: Any) -> None:
@@ -204,6 +212,8 @@ def _decoded(data: bytes, declared: str) -> tuple[str | None, str]:
         text = data.decode(codec or "cp1252", "replace")
         if text.count("\ufffd") > _MOST_INVALID * len(text) + 1:
             return None, "invalid_encoding"
+    if "\0" in text:  # no text has them: it is some other kind of file
+        return None, "nul_byte"
     return text, ""
 
 

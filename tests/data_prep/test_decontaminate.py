@@ -151,3 +151,18 @@ def test_several_fields_and_mistakes(tmp_path: Path) -> None:
     index = Contamination.build(DecontaminateConfig(paths=(str(plain),), text_keys=("a", "b")))
     assert len(index) == 1
     assert index.too_short == 1
+
+
+def test_unreadable_lines_of_test_sets_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    good = b'{"text": "a b c d e f g h"}\n'
+    path.write_bytes(good + b'{"no": 1}\n{"text": null}\n{"text": " "}\n' + good)
+    config = DecontaminateConfig(paths=(str(path),), text_keys=("text",))
+    index = Contamination.build(config)
+    assert (index.unreadable, len(index)) == (3, 1)
+    path.write_bytes(good + good + b'{"text": "cut\n' + good + b"[]\n")
+    with pytest.raises(UserError, match=r"test\.jsonl: line 3: invalid_json; 2 records cannot"):
+        Contamination.build(config)
+    both = DecontaminateConfig(paths=(str(path),), text_keys=("text", "other"))
+    with pytest.raises(UserError, match="line 3: invalid_json; 2 records cannot"):
+        Contamination.build(both)

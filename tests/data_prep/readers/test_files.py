@@ -1,6 +1,7 @@
 """URLs: a real S3-compatible server, started here, and fsspec's own memory."""
 
 import gzip
+import re
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from data_prep.config import DataPrepConfig
 from data_prep.input_config import Input, check_inputs, expand
 from data_prep.plan import make_plan
 from data_prep.readers import SegmentReader
-from data_prep.sources import input_files
+from data_prep.sources import input_files, name_of
 from runtime.errors import UserError
 from tests.data_prep.readers.reading import texts
 from tests.data_prep.samples import make_texts, write_jsonl
@@ -162,6 +163,26 @@ def test_a_presigned_address_works_and_is_told_without_its_signature(bucket, tmp
 def test_addresses_as_they_are_shown(url, told):
     assert files.shown(url) == told
     assert files.file_name(url) == "x.jsonl"
+
+
+def test_names_of_addresses_tell_them_apart_and_hold_no_secret(tmp_path):
+    one, two = (f"https://host/get/x.jsonl?part={n}&token=secret" for n in "12")
+    assert name_of(one) != name_of(two)
+    assert re.fullmatch(r"https://host/get/x\.jsonl\?<redacted>#[0-9a-f]{12}", name_of(one))
+    signed = ["https://host/x.jsonl?X-Amz-Expires=9&X-Amz-Signature=" + s for s in ("a", "b")]
+    assert [name_of(url) for url in signed] == ["https://host/x.jsonl?<redacted>"] * 2
+    parts = [f"https://host/x.jsonl?part={n}&sv=1&sig={s}" for n, s in ("1a", "1b", "2a")]
+    assert name_of(parts[0]) == name_of(parts[1]) != name_of(parts[2])
+    assert name_of("s3://bucket/x.jsonl") == "s3://bucket/x.jsonl"
+
+
+def test_two_inputs_of_one_name_are_refused(tmp_path):
+    urls = tuple(f"memory://{user}:secret@twice/x.jsonl" for user in ("a", "b"))
+    config = DataPrepConfig(input=Input(paths=urls), output=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_prep.sources.expand", lambda text, kind: [text])
+        with pytest.raises(UserError, match="two inputs are named memory://<redacted>@twice"):
+            input_files(config, tmp_path)
 
 
 def test_urls_of_files_here_are_paths(tmp_path):

@@ -10,6 +10,7 @@ from data_prep.plan import make_plan
 from data_prep.readers import BadRecord, Document, SegmentReader
 from data_prep.sources import Segment, Source
 from runtime.errors import UserError
+from tests.data_prep.readers.reading import read_all, reasons
 from tests.data_prep.samples import make_texts, write_jsonl
 
 
@@ -73,6 +74,20 @@ def test_what_a_document_is_in_plain_text(tmp_path, document, texts):
     path.write_bytes(b"one\ntwo\r\n\n \n\nthree\n")
     options = Input(paths=(str(path),), document=document)
     assert [r.text for r in read(path, options, "text")] == texts
+
+
+@pytest.mark.parametrize(
+    ("kind", "document"), [("jsonl", "file"), ("text", "line"), ("text", "paragraph")]
+)
+@pytest.mark.parametrize("unit", [1000, 1 << 30])
+def test_a_long_line_that_begins_with_white_space_is_counted(tmp_path, kind, document, unit):
+    path = tmp_path / ("x.jsonl" if kind == "jsonl" else "x.txt")
+    good = b'{"text": "good"}\n\n'
+    long = b" " * 5000
+    path.write_bytes(good + long + good + long + b"\n\n" + good)
+    records = read_all(path, unit, max_record_bytes=2000, document=document)
+    assert reasons(records) == [(3, "too_long"), (5, "too_long")]
+    assert [r.line for r in records] == [1, 3, 5, 7]
 
 
 def test_bad_bytes_spoil_one_paragraph_only(tmp_path):

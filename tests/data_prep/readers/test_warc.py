@@ -1,7 +1,9 @@
 import gzip
 import io
+import zlib
 
 import pytest
+from warcio.bufferedreaders import BufferedReader
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -14,7 +16,7 @@ def response(body, kind="text/html", status="200 OK", **headers):
     return "response", body, StatusAndHeaders(status, fields, protocol="HTTP/1.1")
 
 
-def write(path, *records, packed=False):
+def write(path, *records, packed=False, **fields):
     stream = io.BytesIO()
     writer = WARCWriter(stream, gzip=packed)
     writer.write_record(writer.create_warcinfo_record("x", {"software": "a test"}))
@@ -26,6 +28,8 @@ def write(path, *records, packed=False):
             http_headers=http,
             **({} if http else {"warc_content_type": "text/plain"}),
         )
+        for name, value in fields.items():
+            record.rec_headers.add_header(name.replace("_", "-"), value)
         writer.write_record(record)
     path.write_bytes(stream.getvalue())
     return path
@@ -79,6 +83,87 @@ def test_pages_that_cannot_be_used(tmp_path):
     records = read_all(path, max_record_bytes=2000)
     assert texts(records) == ["<p>字字字\ufffd", "after"]
     assert reasons(records) == [(2, "too_long"), (3, "empty_text"), (5, "invalid_encoding")]
+
+
+PAGE = b"<p>" + bytes(range(32, 127)) * 300
+GZIP = gzip.compress(PAGE, mtime=0)
+CHUNKED = b"6\r\n<p>two\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (GZIP[:-20], {"Content_Encoding": "gzip"}),
+        (GZIP[:100] + b"\xff" * 50 + GZIP[150:], {"Content_Encoding": "x-gzip"}),
+        (zlib.compress(PAGE)[:-8], {"Content_Encoding": "deflate"}),
+        (b"\x0b\x02\x80hello\x03", {"Content_Encoding": "br"}),
+        (b"\x28\xb5\x2f\xfdxxxx", {"Content_Encoding": "zstd"}),
+        (CHUNKED, {"Transfer_Encoding": "chunked"}),
+        (CHUNKED + b"4\r\n</p", {"Transfer_Encoding": "chunked"}),
+        (CHUNKED[:-2] + b"xx0\r\n\r\n", {"Transfer_Encoding": "chunked"}),
+    ],
+)
+def test_bodies_that_cannot_be_decoded_are_bad_records(tmp_path, monkeypatch, body, headers):
+    monkeypatch.delitem(BufferedReader.DECOMPRESSORS, "br", raising=False)
+    path = write(tmp_path / "x.warc", response(body, **headers), response(b"after"))
+    records = read_all(path)
+    assert texts(records) == ["after"]
+    assert reasons(records) == [(2, "undecodable_payload")]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (zlib.compress(PAGE), {"Content_Encoding": "deflate"}),
+        (zlib.compress(PAGE, wbits=-15), {"Content_Encoding": "deflate"}),
+        (gzip.compress(PAGE[:9]) + gzip.compress(PAGE[9:]), {"Content_Encoding": "GZIP"}),
+        (b"%x;a=b\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(GZIP), GZIP),
+         {"Content_Encoding": "gzip", "Transfer_Encoding": "Chunked"}),
+        # stored decoded, under the server's headers
+        (PAGE, {"Content_Encoding": "gzip", "Transfer_Encoding": "chunked"}),
+        (PAGE, {"Content_Encoding": "br"}),
+        (PAGE, {"Content_Encoding": "deflate"}),
+        (PAGE, {"Content_Encoding": "utf-8"}),
+    ],
+)  # fmt: skip
+def test_bodies_are_decoded(tmp_path, body, headers):
+    path = write(tmp_path / "x.warc", response(body, **headers))
+    assert texts(read_all(path)) == [PAGE.decode()]
+    limited = read_all(path, max_record_bytes=len(PAGE) - 1)
+    assert reasons(limited) == [(2, "too_long")]
+
+
+def test_brotli_is_unpacked_where_its_package_is(tmp_path, monkeypatch):
+    class Brotli:
+        """Another format under its name: what matters is who is asked."""
+
+        def __init__(self):
+            self._inner = zlib.decompressobj()
+
+        def decompress(self, data):
+            return self._inner.decompress(data)
+
+        def is_finished(self):
+            return self._inner.eof
+
+    monkeypatch.setitem(BufferedReader.DECOMPRESSORS, "br", Brotli)
+    body = zlib.compress(PAGE)
+    path = write(
+        tmp_path / "x.warc",
+        *(response(data, Content_Encoding="br") for data in (body, body[:-5], b"\xff" + body)),
+    )
+    records = read_all(path)
+    assert texts(records) == [PAGE.decode()]
+    assert reasons(records) == [(3, "undecodable_payload"), (4, "undecodable_payload")]
+
+
+def test_what_the_crawler_cut_off_and_what_is_no_text(tmp_path):
+    path = write(tmp_path / "x.warc", response(b"<p>half"), WARC_Truncated="length")
+    assert reasons(read_all(path)) == [(2, "truncated")]
+    path = write(tmp_path / "y.warc", response(b"<p>a\0b"), response("ab".encode("utf-16")))
+    records = read_all(path)
+    assert reasons(records) == [(2, "nul_byte")]
+    assert texts(records) == ["ab"]
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9])
