@@ -29,7 +29,22 @@ _SIGNING = re.compile(
     r"(x-(amz|goog|oss)-.*|(aws|oss)?accesskeyid|googleaccessid|signature|expires|policy|"
     r"key-pair-id)$"
 )
-_AZURE_SIGNING = ["sig", "sv", "se", "st", "sp", "sr", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv"]
+_AZURE_SIGNING = [
+    "sig",
+    "sv",
+    "se",
+    "st",
+    "sp",
+    "sr",
+    "spr",
+    "sip",
+    "skoid",
+    "sktid",
+    "skt",
+    "ske",
+    "sks",
+    "skv",
+]
 
 
 @dataclass(frozen=True)
