@@ -30,21 +30,8 @@ def map_by_ray(task: Callable[[int], object], numbers: Sequence[int], plan: Plan
             "executor: ray needs Ray; pip install 'ingot[ray]'", status=EXIT_BAD_INPUT
         ) from error
     options = plan.config.ray
-    _refuse_silence(options.address)
-    paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {"env_vars": {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}}
-    try:
-        ray.init(
-            address=options.address,
-            runtime_env=environment,
-            log_to_driver=False,
-            configure_logging=False,
-            ignore_reinit_error=True,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster at {options.address} ({error}); start one with `ray start --head`"
-        ) from error
+    if not ray.is_initialized():
+        _connect(options.address)
     try:
         shared = ray.put(_Once(task))
         run = ray.remote(num_cpus=1, max_retries=options.retries)(_run)
@@ -70,8 +57,26 @@ def map_by_ray(task: Callable[[int], object], numbers: Sequence[int], plan: Plan
             f"Ray lost a task ({type(error).__name__}: {error}); run the same command again: "
             "finished work is kept"
         ) from error
-    finally:
-        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Join the cluster, once for all stages of a run; Ray itself leaves it when Python ends."""
+    import ray
+
+    _refuse_silence(address)
+    paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {"env_vars": {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}}
+    try:
+        ray.init(
+            address=address,
+            runtime_env=environment,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster at {address} ({error}); start one with `ray start --head`"
+        ) from error
 
 
 def _refuse_silence(address: str) -> None:
