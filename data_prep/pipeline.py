@@ -159,6 +159,8 @@ def _begin(plan: Plan, tests: Contamination | None) -> None:
         )
     if tests:
         tests.save(plan.contamination)
+        if tests.unreadable:
+            print(f"{tests.unreadable:,} test records hold no text", flush=True)
         if tests.too_short:
             print(f"{tests.too_short:,} test texts are too short to be looked for", flush=True)
     write_atomic(plan.work / PLAN, manifest.to_json(plan.identity))
