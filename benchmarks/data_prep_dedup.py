@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def child(mode: str, path: str, limit: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if mode == "ours":
             sign_ours(["once"], Path(folder) / "once", is_chinese)
-            run: Callable[[], Any] = lambda: sign_ours(texts, Path(folder), is_chinese)  # noqa: E731
+            run: Callable[[], Any] = partial(sign_ours, texts, Path(folder), is_chinese)
         else:
             run = sign_datatrove(texts, Path(folder), is_chinese, mode.endswith("split"))
         start = time.process_time()

@@ -9,7 +9,8 @@ from data_prep.clean import Cleaner
 from data_prep.decontaminate import Contamination
 from data_prep.plan import Plan
 from data_prep.readers import BadRecord, Document, SegmentReader
-from data_prep.records import EXCERPT_CHARACTERS, Decision, PackedLines, packed_lines
+from data_prep.readers.records import EXCERPT_CHARACTERS
+from data_prep.records import Decision, PackedLines, packed_lines
 
 
 class SegmentEnd(NamedTuple):

@@ -17,7 +17,6 @@ from data_prep.atomic import aside, publish
 from data_prep.manifest import FileEntry
 from runtime.errors import UserError
 
-EXCERPT_CHARACTERS = 160
 _LEVEL = 3
 
 

@@ -8,7 +8,8 @@ import pydantic
 from data_prep.atomic import write_atomic
 from data_prep.manifest import Counts, FileEntry, ShardEntry
 from data_prep.readers import BadRecord, Document
-from data_prep.records import EXCERPT_CHARACTERS, Decision, PackedLines, packed_lines
+from data_prep.readers.records import EXCERPT_CHARACTERS
+from data_prep.records import Decision, PackedLines, packed_lines
 
 
 class SegmentReport(pydantic.BaseModel):

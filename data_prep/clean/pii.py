@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -92,13 +93,12 @@ class Pii(Rule):
             mask: str = getattr(self, kind)
             for needed, expression, holds in expressions:
                 if needed.search(text):
-                    text = expression.sub(
-                        lambda found, mask=mask, holds=holds: (  # type: ignore[misc]  # bound now
-                            mask if holds(found.group()) else found.group()
-                        ),
-                        text,
-                    )
+                    text = expression.sub(partial(_replaced, mask, holds), text)
         return text
+
+
+def _replaced(mask: str, holds: Callable[[str], bool], found: re.Match[str]) -> str:
+    return mask if holds(found.group()) else found.group()
 
 
 def is_public_ip(text: str) -> bool:

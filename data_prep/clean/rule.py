@@ -1,5 +1,6 @@
 """What every cleaning rule is: its keys, and what it decides of one page."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -28,9 +29,9 @@ class Rule(Config):
         """What the config calls the rule."""
         return str(type(self).model_fields["rule"].default)
 
+    @abstractmethod
     def apply(self, page: Page) -> str | Dropped:
         """The text to go on with, or why the document is dropped."""
-        raise NotImplementedError
 
     def needs(self) -> tuple[str, ...]:
         """The optional distributions that it uses, whose versions decide the outcome."""

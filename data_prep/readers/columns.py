@@ -1,6 +1,7 @@
 """The text's column in tables of pyarrow: where it lies, and its values."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from data_prep.input_config import Input
@@ -27,13 +28,11 @@ class Columns(NamedTuple):
 
 def need_pyarrow(source: Source) -> None:
     """Raise UserError where tables cannot be read here."""
-    try:
-        import pyarrow  # noqa: F401 - only whether it is there
-    except ImportError as error:
+    if find_spec("pyarrow") is None:
         raise UserError(
             f"{source.name}: {source.format} files need pyarrow; pip install 'ingot[data]'",
             status=EXIT_BAD_INPUT,
-        ) from error
+        )
 
 
 def find_columns(schema: Any, source: Source, options: Input) -> Columns:
