@@ -5,7 +5,7 @@ import orjson
 import pytest
 
 from launch.__main__ import main
-from launch.charts import _running_mean, confusion, curves
+from launch.report.charts import _running_mean, confusion, curves
 
 
 def make_run(path: Path, steps: int = 100) -> Path:

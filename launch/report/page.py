@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from launch.charts import Series, confusion, curves
+from launch.report.charts import Series, confusion, curves
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.records import read_metrics
 
