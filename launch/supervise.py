@@ -63,7 +63,7 @@ class Supervisor:
     """Starts a command until it is done, cannot be started, was stopped, or fails for good.
 
     `until_eof`: the end of our input means stop, as when the ssh that started us loses its
-    connection; our last line then tells how it ended (`launch/remote.py`).
+    connection; our last line then tells how it ended (`launch/cluster/remote.py`).
     """
 
     def __init__(

@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.hosts import check_deepspeed, read_hostfile
-from launch.remote import Remote
+from launch.cluster.hosts import check_deepspeed, read_hostfile
+from launch.cluster.remote import Remote
 from launch.supervise import Limits, Local, Started, Supervisor
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.hosts import (
+from launch.cluster.hosts import (
     MAX_BYTES,
     check_deepspeed,
     check_environment_file,

@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.hosts import ssh_command
+from launch.cluster.hosts import ssh_command
 from launch.supervise import END, End, Limits
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _MARGIN_S = 30.0  # for the connection, beyond the grace of the remote supervisor
 
 
