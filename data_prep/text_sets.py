@@ -1,7 +1,10 @@
 """A set of texts to compare with another: a split of prepared data, or files."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+
+import orjson
 
 from data_prep import manifest
 from data_prep.readers import BadRecord
@@ -30,6 +33,14 @@ class TextSet:
             raise UserError(f"{name} is prepared data; write {splits}", status=EXIT_BAD_INPUT)
         else:
             self._files = text_files(name, text_key, document)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what is read: of prepared data its plan's, else of files and settings."""
+        if self._shards is not None:
+            return self._shards.manifest.fingerprint
+        what = [(f.source.name, f.source.sha256, f.options.identity()) for f in self._files]
+        return hashlib.sha256(orjson.dumps(what)).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         self.bad = 0

@@ -21,7 +21,8 @@ The same command again resumes an interrupted run. --print-config shows every ke
 --check stops after checking everything that needs no GPU.
 
 `python -m pretrain import-deepspeed --help`: go on from a checkpoint that DeepSpeed wrote.
-`python -m pretrain export-fp32 --help`: a checkpoint's fp32 weights as a model directory."""
+`python -m pretrain export-fp32 --help`: a checkpoint's fp32 weights as a model directory.
+`python -m pretrain evaluate --help`: perplexity, bits per byte and tasks of checkpoints."""
 
 DEMO = Path(__file__).parent / "configs" / "demo.yaml"
 FLAGS = ("--print-config", "--check")
@@ -41,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         from pretrain.masters import main as export_fp32
 
         return export_fp32(arguments[1:])
+    if arguments[:1] == ["evaluate"]:
+        from pretrain.scoring.command import main as evaluate
+
+        return evaluate(arguments[1:])
     if not {"-h", "--help", *FLAGS} & set(arguments):
         StopRequest(raises=True)  # the imports and checks below take a while
         outcome.tell()

@@ -33,6 +33,7 @@ ONE_PLACE = {
     "datasets": ("data_prep/readers/",),
     "fsspec": ("data_prep/files.py",),
     "ftfy": ("data_prep/clean/",),
+    "lm_eval": ("pretrain/scoring/harness.py",),
     "gigatoken": ("data_prep/tokenizer_fast.py",),
     "opencc": ("data_prep/clean/",),
     "py3langid": ("data_prep/clean/",),

@@ -1,0 +1,1 @@
+"""Scores of checkpoints on texts and tasks, outside of training."""
