@@ -27,7 +27,9 @@ class Network(NamedTuple):
     link: float  # bytes/s per GPU inside a node
     wire: float  # bytes/s per GPU between nodes
     latency_s: float  # of a hop between nodes
-    overlap: float  # share of the time of computing that may hide communication behind it
+    # Share of communication that costs nothing where there is computing to hide it; the rest slows
+    # the computing, with which it shares cores and memory.
+    overlap: float
     link_latency_s: float = _NVLINK_HOP_S  # of a hop inside a node
     host_link: float = 32 * GB  # bytes/s per GPU to the host's memory, for offload
     host_bandwidth: float = 40 * GB  # bytes/s of the host's memory, per GPU
@@ -41,7 +43,7 @@ def default_network(device: Device) -> Network:
         link=device.link,
         wire=_CPU_WIRE if is_cpu else _WIRE.get(device.generation, _OTHER_WIRE),
         latency_s=50e-6 if is_cpu else _WIRE_HOP_S,
-        overlap=0.0 if is_cpu else 0.9,
+        overlap=0.0 if is_cpu else 0.5,
         link_latency_s=_PCIE_HOP_S if device.link <= _PCIE else _NVLINK_HOP_S,
         host_link=device.host_link,
     )

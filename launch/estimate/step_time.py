@@ -6,6 +6,7 @@ rates of its kernel; everything else as traffic through memory. Communication: r
 what each ZeRO stage moves (Rajbhandari et al. 2020, §7). Nothing is fitted to a single run.
 """
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 from launch.estimate.devices import Device
@@ -20,6 +21,7 @@ from model.memory import BYTES, activation_bytes_per_token, recomputed_bytes_per
 # Steps of published runs take between so much less and more than predicted, nine times in ten
 # (python -m launch plan --published).
 FASTEST, SLOWEST = 0.8, 1.3
+STRAGGLING = 0.02  # standard deviation of nodes' times for a step
 _BACKWARD = 2 / 3  # of forward and backward
 
 
@@ -43,6 +45,7 @@ class StepTime(NamedTuple):
     total_s: float
     low_s: float
     high_s: float
+    stragglers_s: float  # waiting for the slowest node
     parts: Parts
 
 
@@ -83,12 +86,12 @@ def step_time(
     adding = (accumulation - 1) * 3 * BYTES[layout.precision] * size / machine.memory
     compute = accumulation * once + adding
     micro, last = _communication(size, model, layout, network, gpus_per_node, software)
-    hiding = network.overlap * once * (1.0 if layout.zero_stage == 3 else _BACKWARD)
-    # The first layer's weights and the last layer's gradients have nothing to hide behind.
-    tail = micro / (model.n_layers + 1)
-    exposed = accumulation * max(tail, micro - hiding) + last
+    hiding = once * (1.0 if layout.zero_stage == 3 else _BACKWARD)
+    exposed = accumulation * (micro - min(network.overlap * micro, hiding)) + last
     optimizer = _optimizer(size, layout, machine, network, software)
-    total = compute + exposed + optimizer
+    nodes = -(-layout.n_ranks // gpus_per_node)
+    stragglers = STRAGGLING * _slowest(nodes) * compute
+    total = compute + exposed + optimizer + stragglers
     return StepTime(
         compute,
         accumulation * micro + last,
@@ -97,8 +100,14 @@ def step_time(
         total,
         FASTEST * total,
         SLOWEST * total,
+        stragglers,
         found._replace(**{name: accumulation * value for name, value in found._asdict().items()}),
     )
+
+
+def _slowest(nodes: int) -> float:
+    """How many standard deviations the slowest of so many is above the mean (Blom 1958)."""
+    return NormalDist().inv_cdf((nodes - 0.375) / (nodes + 0.25)) if nodes > 1 else 0.0
 
 
 def _machine(device: Device, layout: Layout, gpus_per_node: int, software: Software) -> _Machine:
@@ -112,7 +121,7 @@ def _machine(device: Device, layout: Layout, gpus_per_node: int, software: Softw
         efficiency.gemm * peak / sharers,
         efficiency.memory * device.bandwidth / sharers,
         peak / sharers,
-        efficiency.flash2 if software.is_flash2 else efficiency.attention,
+        efficiency.attention[software.attention],
     )
 
 
@@ -131,6 +140,9 @@ def _parts(
     for part in parts(model, head):
         if part.name in ("attention.qkv", "attention.output", "mlp.gate_up", "mlp.up", "mlp.down"):
             is_again = again == "block" or part.name.startswith(again + ".")
+            # Recomputing stops where nothing more is needed: a branch's last product never is.
+            is_last = part.name == ("attention.output" if again == "attention" else "mlp.down")
+            is_again = is_again and not is_last
             forward = part.copies * _product(tokens, part.shape, width, machine)
             gemm += (4 if is_again else 3) * forward
         elif part.name in ("transform", "unembedding"):

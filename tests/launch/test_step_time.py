@@ -25,7 +25,7 @@ from model.presets import preset
 from runtime.errors import UserError
 
 H100 = find("h100")
-NETWORK = Network(link=450e9, wire=50e9, latency_s=9.6e-6, overlap=0.9, link_latency_s=3.4e-6)
+NETWORK = Network(link=450e9, wire=50e9, latency_s=9.6e-6, overlap=0.5, link_latency_s=3.4e-6)
 
 
 def timed(
@@ -152,7 +152,7 @@ def test_products_take_their_flops_at_the_sustained_rate() -> None:
     model = preset("llama-3.1-405b")
     found = timed(model, Layout(1, 4, 1, 8192, 3))
     weights = 126 * (2 * 16384**2 + 2 * 16384 * 1024 + 3 * 16384 * 53248)
-    least = 6 * weights * 4 * 8192 / (0.79 * 989e12)
+    least = 6 * weights * 4 * 8192 / (0.64 * 989e12)
     assert least < found.parts.gemm < 1.05 * least
 
 
@@ -166,11 +166,14 @@ def test_attention_by_hand() -> None:
     assert found.parts.attention == pytest.approx(by_hand, rel=1e-9)
 
 
-def test_computing_again_costs_a_third_of_the_products() -> None:
+def test_computing_again_costs_a_forward_pass_without_its_last_product() -> None:
     plain, again = (
         timed(layout=Layout(8, 4, 1, 2048, 3, recompute=kind)) for kind in ("none", "block")
     )
-    assert again.parts.gemm == pytest.approx(4 / 3 * plain.parts.gemm)
+    # Of a block's forward products all but the last, which nothing needs: 4096·11008 of the
+    # 4·4096² + 3·4096·11008 weights. Their unhidden traffic shifts it a little.
+    extra = 1 - 11008 / (4 * 4096 + 3 * 11008)
+    assert again.parts.gemm / plain.parts.gemm == pytest.approx(1 + extra / 3, rel=2e-3)
     assert again.parts.head == plain.parts.head
     part = timed(layout=Layout(8, 4, 1, 2048, 3, recompute="mlp"))
     assert plain.compute_s < part.compute_s < again.compute_s
@@ -217,7 +220,7 @@ def test_better_machines_are_never_slower(stage: int, ranks: int) -> None:
     layout = Layout(ranks, 2, 2, 2048, stage)
     base = timed(layout=layout).total_s
     for field in ("link", "wire", "overlap"):
-        better = NETWORK._replace(**{field: min(1.0, 1.1 * NETWORK.overlap) if field == "overlap"
+        better = NETWORK._replace(**{field: 0.6 if field == "overlap"
                                      else 2 * getattr(NETWORK, field)})  # fmt: skip
         assert timed(layout=layout, network=better).total_s <= base
     faster = H100._replace(peak={k: 2 * v for k, v in H100.peak.items()})
@@ -230,10 +233,31 @@ def test_better_machines_are_never_slower(stage: int, ranks: int) -> None:
 
 def test_parts_make_up_the_step() -> None:
     found = timed(layout=Layout(8, 2, 4, 2048, 2))
-    assert found.total_s == pytest.approx(found.compute_s + found.exposed_s + found.optimizer_s)
+    assert found.total_s == pytest.approx(
+        found.compute_s + found.exposed_s + found.optimizer_s + found.stragglers_s
+    )
     assert sum(found.parts) <= found.compute_s <= 1.05 * sum(found.parts)
     assert found.low_s < found.total_s < found.high_s
     assert 0 < found.exposed_s < found.communication_s
+
+
+def test_what_hides_costs_nothing_and_the_rest_is_exposed() -> None:
+    layout = Layout(8, 4, 2, 2048, 3)
+    found = timed(layout=layout)
+    assert found.exposed_s == pytest.approx(0.5 * found.communication_s)
+    assert timed(layout=layout, network=NETWORK._replace(overlap=1.0)).exposed_s == 0
+    nothing = timed(layout=layout, network=NETWORK._replace(overlap=0.0))
+    assert nothing.exposed_s == found.communication_s
+    # No more hides than there is computing, on a link this slow.
+    slow = timed(layout=layout, network=NETWORK._replace(link=1e9, overlap=1.0))
+    assert slow.exposed_s == pytest.approx(slow.communication_s - 2 * sum(slow.parts) / 2)
+
+
+def test_the_slowest_of_many_nodes_sets_the_pace() -> None:
+    """The greatest of n normal numbers: 0.57, 1.03 and 1.77 deviations for 2, 4 and 16."""
+    for nodes, deviations in ((1, 0.0), (2, 0.564), (4, 1.029), (16, 1.766)):
+        found = timed(layout=Layout(8 * nodes, 2, 1, 2048, 3))
+        assert found.stragglers_s / found.compute_s == pytest.approx(0.02 * deviations, abs=6e-4)
 
 
 def test_offload_takes_the_links_time() -> None:
