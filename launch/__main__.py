@@ -21,6 +21,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "check": Command("launch.check.command", "check a pretraining config; needs no GPU"),
+    "local": Command("launch.cluster.local", "train on everything this machine has"),
+    "torchrun": Command("launch.cluster.torchrun", "train here as one of several machines"),
     "supervise": Command(
         "launch.supervise_command", "start a training command, and start it again when it fails"
     ),
