@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from launch.cluster import training
+from launch.cluster.hosts import check_host
 from launch.cluster.printing import CommandLine, python_path
-from launch.hosts import check_host
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
 PORT = 29400  # torchrun's own

@@ -61,6 +61,8 @@ TORCH_FREE = [
     "finetune.config",
     "launch.__main__",
     "launch.estimate.step_time",
+    "launch.cluster.local",
+    "launch.cluster.torchrun",
     "launch.report.command",
     "launch.supervise",
     "model.config",

@@ -1,0 +1,162 @@
+"""Commands print what they would run, and what is printed runs: with every word as it was."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.cluster.local import visible_gpus
+from launch.cluster.printing import CommandLine, quoted
+from tests.processes import ROOT, environment
+from tests.security.test_hosts import WORDS
+from tests.tiny_run import write_config
+
+SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('NCCL_TEST')]))"
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_what_is_printed_runs_as_it_was(tmp_path: Path, word: str) -> None:
+    command = CommandLine([sys.executable, "-c", SHOW, "--option", word, word], {"NCCL_TEST": word})
+    text = command.text()
+    assert all(ch.isprintable() or ch == "\n" for ch in text), "it would not reach a terminal whole"
+    done = subprocess.run(
+        ["bash", "-c", text],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["--option", word, word], word]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_byte_is_spelled() -> None:
+    assert quoted(os.fsdecode(b"a\xff1'\\")) == "$'a\\xff1\\'\\\\'"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "$(touch x) 'y'\nz.yaml"
+    changes = {"batch__micro_batch_size": 1}
+    return write_config(path, tmp_path / "run", tmp_path / "corpus", **changes)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """The words that a command would run, as bash splits them."""
+    assert main(list(words)) == 0
+    text = capsys.readouterr().out
+    show = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    command = text[text.index(sys.executable) :].removeprefix(sys.executable)
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "$SHOW" {command}'],
+        env={"SHOW": show},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_torchrun_says_the_same_on_every_machine(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--nodes", "4", "--gpus-per-node", "2", "--rdzv-endpoint", "head:29401", "--print"]
+    words = printed(capsys, "torchrun", *options, "--", str(config), "optim.lr=3e-4")
+    assert words == [
+        *("-m", "launch", "supervise", "--", sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes", "4", "--nproc-per-node", "2", "--rdzv-id", "run", "--rdzv-backend", "c10d"),
+        *("--rdzv-endpoint", "head:29401", str(ROOT / "launch/pretrain.sh"), str(config)),
+        "optim.lr=3e-4",
+    ]
+
+
+def test_local_takes_what_is_here(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.cluster.local.visible_gpus", lambda: 0)
+    script = [str(ROOT / "launch/pretrain.sh"), str(config)]
+    assert printed(capsys, "local", "--print", "--", str(config))[4:] == [sys.executable, *script]
+    words = printed(capsys, "local", "--ranks", "2", "--print", "--", str(config))
+    assert words[7:] == ["--nnodes", "1", "--nproc-per-node", "2", "--standalone", *script]
+    monkeypatch.setattr("launch.cluster.local.visible_gpus", lambda: 2)
+    assert printed(capsys, "local", "--print", "--", str(config)) == words
+    assert main(["local", "--ranks", "4", "--print", "--", str(config)]) == 2
+    assert "4 ranks need as many GPUs and 2 are visible" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [(None, 3), ("", 0), ("-1", 0), ("1", 1), ("0,2", 2), ("0,-1,2", 1), ("GPU-8a,GPU-9b", 2)],
+)
+def test_visible_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, found: int
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\nfor i in 0 1 2; do echo "GPU $i: H100 (UUID: x)"; done\n')
+    tool.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert visible_gpus() == found
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["torchrun", "--nodes", "4", "--gpus-per-node", "8"], "add --rdzv-endpoint HOST:29400"),
+        (["torchrun", "--nodes", "0", "--gpus-per-node", "8"], "nodes: expected 1 to 16384"),
+        (["torchrun", "--gpus-per-node", "-1"], "expected"),
+        (["torchrun", "--gpus-per-node", "1", "--rdzv-endpoint", "$(id):1"], "not a host name"),
+        (["torchrun", "--gpus-per-node", "1", "--rdzv-endpoint", "a:0"], "a port of 1 to 65535"),
+        (["torchrun", "--gpus-per-node", "1", "--rdzv-endpoint", "a:x"], "a port of 1 to 65535"),
+        (["torchrun", "--gpus-per-node", "3"], "8 is not divisible by micro_batch_size × ranks"),
+        (["local", "--ranks", "two"], "ranks: expected 1 to 64"),
+    ],
+)
+def test_mistakes_are_one_line(
+    config: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main([*words, "--print", "--", str(config)])
+    except SystemExit as left:  # argparse
+        status = int(left.code or 0)
+    assert status == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["absent.yaml"], "cannot be read"),
+        (["{config}", "stepz=1"], "did you mean steps"),
+        (["{config}", "other.yaml"], "expected CONFIG key=value"),
+        (["steps=1"], "give the config first"),
+    ],
+)
+def test_the_config_is_read_before_anything_starts(
+    config: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("{config}", str(config)) for word in words]
+    assert main(["local", "--", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_run_starts_as_printed(tmp_path: Path, config: Path) -> None:
+    """Two ranks, from a folder that is not the source tree, to the mistake that only they see."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "local", "--ranks", "2", "--", str(config)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "data.train" in done.stderr
