@@ -81,7 +81,7 @@ def training_memory(
         predicted_fraction=predicted_fraction,
         recompute=recompute,
     )
-    scores = 0.0 if fused_loss else logit_bytes_per_token(config, dtype, head, predicted_fraction)
+    scores = 0.0 if fused_loss else logit_bytes_per_token(config, head, predicted_fraction)
     return Memory(
         size * width / weights,
         size * width / gradients,
@@ -121,20 +121,17 @@ def recomputed_bytes_per_token(
 
 
 def logit_bytes_per_token(
-    config: ModelConfig,
-    dtype: str = "bf16",
-    head: str | None = None,
-    predicted_fraction: float = 1.0,
+    config: ModelConfig, head: str | None = None, predicted_fraction: float = 1.0
 ) -> float:
     """Bytes per token of the scores over the vocabulary at their peak, in the backward pass.
 
-    Log-probabilities and their gradient in fp32, and the gradient of the scores where their own
-    dtype is another. Heads of a few classes count for nothing.
+    Log-probabilities, their gradient and that of the scores, all in fp32 whatever the dtype is: a
+    16-bit gradient is made of the last when the others are gone. Heads of a few classes count for
+    nothing.
     """
     if (head or config.lm_head) not in ("causal_lm", "masked_lm", "pretraining"):
         return 0.0
-    half = 0 if dtype == "fp32" else BYTES[dtype]
-    return predicted_fraction * config.vocab_size * (4 + 4 + half)
+    return predicted_fraction * config.vocab_size * 3 * BYTES["fp32"]
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, dtype: str = "bf16") -> int:

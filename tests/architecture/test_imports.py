@@ -60,6 +60,7 @@ TORCH_FREE = [
     "data_prep.workers",
     "finetune.config",
     "launch.__main__",
+    "launch.estimate.memory",
     "launch.estimate.step_time",
     "launch.cluster.local",
     "launch.cluster.torchrun",

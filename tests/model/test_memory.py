@@ -60,7 +60,7 @@ def measured(config, head=None, dtype="fp32"):
 def estimated(config, head=None, dtype="fp32"):
     kept = activation_bytes_per_token(config, dtype=dtype, head=head)
     # Of the scores, the log-probabilities are what the forward pass leaves behind.
-    scores = logit_bytes_per_token(config, dtype, head) and 4 * config.vocab_size
+    scores = logit_bytes_per_token(config, head) and 4 * config.vocab_size
     return TOKENS * (kept + scores)
 
 
@@ -152,6 +152,21 @@ def test_the_peak_of_a_step(family, dtype, recompute):
     assert found.total - states == pytest.approx(peak_bytes(step), rel=0.15)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_peak_where_scores_take_most(family, dtype):
+    config = small(family, n_layers=1, n_heads=2, d_model=32, vocab_size=20_000)
+    net = build(config, config.heads[0]).to(DTYPES[dtype]).train()
+    ids = token_ids(config, 4, 128)
+
+    def step():
+        net(ids, targets=ids).loss.backward()
+
+    step()  # so that gradients are there
+    found = training_memory(config, 128, 4, dtype=dtype)
+    assert found.logits + found.activations == pytest.approx(peak_bytes(step), rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("stage", "bytes_per_parameter"),
     [(0, 16), (1, 4 + 12 / 64), (2, 2 + 14 / 64), (3, 16 / 64)],
@@ -171,9 +186,9 @@ def test_fp32():
     plain = training_memory(config, 64, 2, dtype="fp32", zero_stage=0)
     assert (plain.weights, plain.optimizer) == (4 * parameters(config), 8 * parameters(config))
     assert training_memory(config, 64, 2, dtype="fp32").optimizer == 12 * parameters(config)
-    assert plain.logits == 64 * 2 * 400 * 8
+    assert plain.logits == 64 * 2 * 400 * 12
     assert training_memory(config, 64, 2, fused_loss=True).logits == 0
-    assert training_memory(config, 64, 2, predicted_fraction=0.25).logits == 64 * 2 * 100 * 10
+    assert training_memory(config, 64, 2, predicted_fraction=0.25).logits == 64 * 2 * 100 * 12
     assert training_memory(config, 64, 2, head="sequence").logits == 0
 
 

@@ -1,0 +1,285 @@
+"""What is in memory at each moment of a run at which it may peak. Imports no torch.
+
+Read off DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py), whose names stand in the
+comments, and off our own optimizers.
+"""
+
+from typing import NamedTuple
+
+from launch.estimate.layout import Layout
+from model.config import ModelConfig
+from model.flops import parameters, parts
+from model.memory import (
+    BYTES,
+    activation_bytes_per_token,
+    logit_bytes_per_token,
+    recomputed_bytes_per_token,
+)
+from runtime.deepspeed_config import deepspeed_config
+from runtime.sections import Parallel
+
+_NORM_CHUNK = 1 << 24  # numbers whose update is measured at a time (runtime.optim)
+_MUON_BATCH = 1 << 22  # numbers that Muon makes orthogonal at a time (runtime.muon)
+_MUON_COPIES = 5  # of them at once: stacked, divided by their norm, and products
+# Of attention with dropout on a CPU, where torch keeps all scores: bytes for a pair and head.
+_SCORE_BYTES = 16
+
+
+class Tensor(NamedTuple):
+    """Memory of one kind at one moment."""
+
+    part: str  # a field of RunMemory
+    size: float  # bytes of all of them
+    block: float  # bytes of one: a process gives large ones back when they are freed
+    kind: str = ""  # within the part
+
+
+Tensors = list[Tensor]
+
+
+class Held(NamedTuple):
+    """What the moments of a run have in common."""
+
+    size: int  # parameters
+    share: float  # of them on this rank, where ZeRO divides them
+    width: int  # bytes of a weight, a gradient, an activation
+    shapes: tuple[tuple[int, int], ...]  # numbers of each kind of parameter, and how many there are
+    group: float  # numbers of this rank's share in the optimizer's largest group
+    largest_matrix: int  # that Muon makes orthogonal; 0 without it
+    moment_bytes: float  # of the optimizer's moments, this rank's share
+    activations: float
+    recomputed: float
+    logits: float
+    activation_block: float
+    logit_block: float
+    bucket: float  # numbers in a bucket for gradients, as far as it is in memory
+    gathered: float  # numbers that ZeRO-3 has whole at once
+
+    @property
+    def copied(self) -> float:
+        """Bytes that a save copies to the host: masters, moments, and a share of the weights."""
+        return 4 * self.share + self.moment_bytes + self.width * self.share
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest parameter."""
+        return max(numel for numel, _ in self.shapes)
+
+
+def held(
+    model: ModelConfig,
+    layout: Layout,
+    *,
+    is_cpu: bool,
+    head: str | None,
+    predicted_fraction: float,
+    optimizer: str,
+) -> Held:
+    """Reckon sizes that all moments share. Raises `ValueError` for a head that there is not."""
+    size, width = parameters(model, head), BYTES[layout.precision]
+    share = size / layout.state_ranks
+    shapes = tuple((part.parameters // part.copies, part.copies) for part in parts(model, head))
+    hidden = [p for p in parts(model, head) if p.name.startswith(("attention.", "mlp."))]
+    matrices = sum(p.parameters for p in hidden if len(p.shape) == 2)
+    is_muon = optimizer == "muon"
+    decayed = sum(p.parameters for p in parts(model, head) if len(p.shape) == 2)
+    group = max(matrices, decayed - matrices) if is_muon else decayed
+    kept, again = _activations(model, layout, head, predicted_fraction, is_cpu=is_cpu)
+    tokens = layout.micro_tokens
+    scores = logit_bytes_per_token(model, head, predicted_fraction)
+    zero = deepspeed_config(
+        Parallel(),
+        "bf16",
+        micro_batch_size=1,
+        accumulation_steps=1,
+        world_size=1,
+        max_grad_norm=1.0,
+        device_type="cpu" if is_cpu else "cuda",
+    )["zero_optimization"]
+    bucket = float(zero["reduce_bucket_size"])
+    return Held(
+        size,
+        share,
+        width,
+        shapes,
+        group / layout.state_ranks,
+        max(p.parameters // p.copies for p in hidden) if is_muon else 0,
+        (8 * size - (4 * matrices if is_muon else 0)) / layout.state_ranks,
+        tokens * kept,
+        tokens * again,
+        tokens * scores,
+        float(tokens * model.d_ff * width),
+        float(predicted_fraction * tokens * model.vocab_size * 4),
+        # A GPU sets all of it aside; a CPU those pages that are written to.
+        min(bucket, size) if is_cpu else bucket,
+        min(float(size), float(zero["stage3_max_live_parameters"])),
+    )
+
+
+def _activations(
+    model: ModelConfig, layout: Layout, head: str | None, predicted: float, *, is_cpu: bool
+) -> tuple[float, float]:
+    """Bytes per token that are kept, and that the backward pass makes again."""
+    kept = activation_bytes_per_token(
+        model,
+        dtype=layout.precision,
+        head=head,
+        predicted_fraction=predicted,
+        recompute=layout.recompute,
+    )
+    again = recomputed_bytes_per_token(model, layout.precision, layout.recompute)
+    if not is_cpu:
+        return kept, again
+    norms = scores = 0.0
+    if model.norm == "rmsnorm":
+        # Unfused: the input in fp32 and divided by its root mean square, twice in a layer.
+        norms = 2 * model.d_model * (8 - BYTES[layout.precision])
+    if model.dropout > 0:
+        scores = _SCORE_BYTES * layout.seq_len * model.n_heads
+    if layout.recompute == "block":
+        return kept, again + norms + scores
+    if layout.recompute == "attention":
+        return kept + model.n_layers * norms / 2, again + norms / 2 + scores
+    if layout.recompute == "mlp":
+        return kept + model.n_layers * (norms / 2 + scores), again + norms / 2
+    return kept + model.n_layers * (norms + scores), again
+
+
+def _each(found: Held, part: str, width: float, share: float = 1.0, kind: str = "") -> Tensors:
+    """One tensor for each parameter."""
+    return [
+        Tensor(part, width * numel * copies * share, width * numel, kind)
+        for numel, copies in found.shapes
+    ]
+
+
+def _flat(part: str, width: float, numel: float, kind: str = "") -> Tensor:
+    """One tensor of so many numbers."""
+    return Tensor(part, width * numel, width * numel, kind)
+
+
+def resident(found: Held, layout: Layout) -> tuple[Tensors, Tensors]:
+    """What is there from one step to the next: on the device, and in the host's memory."""
+    share, width, stage = found.share, found.width, layout.zero_stage
+    if stage == 0:
+        return [
+            *_each(found, "weights", width, kind="weights"),
+            *_each(found, "gradients", width, kind="own"),  # zeroed after a step, and kept
+            *_each(found, "optimizer", 8, kind="moments"),
+        ], []
+    device: Tensors = []
+    host: Tensors = []
+    is_offloaded = layout.offload != "none"
+    states = [_flat("optimizer", found.moment_bytes / max(share, 1), share)]
+    # In fp32, ZeRO-3 has its optimizer work on the weights themselves.
+    if stage < 3 or width < 4 or is_offloaded:
+        states.append(_flat("optimizer", 4, share))
+    (host if is_offloaded else device).extend(states)
+    if is_offloaded:
+        host.append(_flat("gradients", 4, share))  # fp32, from step to step
+        host.append(_flat("weights", width, share, "buffer"))
+    if stage < 3:
+        device.append(_flat("weights", width, found.size))
+        return device, host
+    weights = _flat("weights", width, share)
+    (host if layout.offload == "all" else device).append(weights)
+    if layout.shard_ranks and layout.sharding == "hpz":
+        device.append(_flat("weights", width, found.size / layout.group, "second copy"))
+    # grad_partitions_flat_buffer, and the bucket of one dtype
+    (host if is_offloaded else device).append(_flat("gradients", width, share))
+    device.append(_flat("communication", width, found.bucket))
+    return device, host
+
+
+def moments(found: Held, layout: Layout) -> dict[str, Tensors]:
+    """What is there besides, at each moment that may be a run's peak."""
+    again = [_block("activations", found.recomputed, found.activation_block, "again")]
+    kept = [_block("activations", found.activations, found.activation_block)]
+    before = _accumulated(found, layout)
+    gathered = _gathered(found, layout)
+    scores = [_block("logits", found.logits, found.logit_block)]
+    return {
+        "start": _start(found, layout),
+        "logits": [*kept, *scores, *before, *gathered],
+        "backward": [*kept, *again, *before, *gathered, *_bucket(found, layout)],
+        "reduce": [*gathered, *_reduced(found, layout)],
+        "update": _update(found, layout),
+        "measure": _measure(found),
+        "save": [],
+    }
+
+
+def _block(part: str, size: float, block: float, kind: str = "") -> Tensor:
+    return Tensor(part, size, min(size, block), kind)
+
+
+def _start(found: Held, layout: Layout) -> Tensors:
+    """The model in fp32, then as it becomes ZeRO's; less what is there for good."""
+    if layout.zero_stage in (0, 3):
+        return []
+    there = found.width * found.size + (12 * found.share if layout.offload == "none" else 0)
+    flattened = found.width * found.size
+    masters = (found.width + 4) * found.share
+    most = max(4.0 * found.size, 2 * flattened, flattened + masters)
+    return [_flat("weights", 1, max(0.0, most - there), "start")]
+
+
+def _accumulated(found: Held, layout: Layout) -> Tensors:
+    """Gradients of the micro-batches before."""
+    if layout.accumulation_steps == 1 or layout.zero_stage in (0, 3):
+        return []
+    if layout.zero_stage == 1:
+        return _each(found, "gradients", found.width, kind="own")
+    return [_flat("gradients", found.width, found.share, "accumulated")]
+
+
+def _gathered(found: Held, layout: Layout) -> Tensors:
+    if layout.zero_stage < 3:
+        return []
+    share = found.gathered / found.size
+    return _each(found, "communication", found.width, share, "gathered")
+
+
+def _bucket(found: Held, layout: Layout) -> Tensors:
+    """Where stages 1 and 2 gather gradients, from a backward pass's first to its last."""
+    if layout.zero_stage in (0, 3):
+        return []
+    return [_flat("communication", found.width, found.bucket, "bucket")]
+
+
+def _reduced(found: Held, layout: Layout) -> Tensors:
+    """The end of the backward pass: whole gradients, and what they are reduced in."""
+    width, stage = found.width, layout.zero_stage
+    flat = _flat("communication", width, min(found.size, 5e8), "flat")
+    own = _each(found, "gradients", width, kind="own")
+    if stage == 0:
+        return [flat]  # also of one rank
+    if stage == 3:
+        return [*own, _flat("gradients", width, found.share, "partition")]
+    shared = [flat] if layout.n_ranks > 1 else []
+    partition = [] if layout.offload != "none" else [_flat("gradients", width, found.share)]
+    return [*own, *_bucket(found, layout), *partition, *shared, *_accumulated(found, layout)]
+
+
+def _update(found: Held, layout: Layout) -> Tensors:
+    """The step itself: a group's gradients, flat and in fp32."""
+    work: Tensors = []
+    if found.largest_matrix:
+        numel = max(found.largest_matrix, min(_MUON_BATCH, found.size))
+        work = [
+            Tensor("optimizer", _MUON_COPIES * found.width * numel, found.width * numel, "work")
+        ]
+    if layout.zero_stage == 0 or layout.offload != "none":
+        return work
+    in_fp32 = _flat("gradients", 4, found.group, "fp32")
+    if layout.zero_stage == 3:
+        return [in_fp32, *work]
+    flat = [] if found.width == 4 else [_flat("gradients", found.width, found.group, "flat")]
+    return [_flat("gradients", found.width, found.share), in_fp32, *flat, *work]
+
+
+def _measure(found: Held) -> Tensors:
+    """How far a step went, asked for a log: two copies in fp32, one in double precision."""
+    numel = min(_NORM_CHUNK, found.largest, found.share)
+    copies = [_flat("optimizer", 4, numel, kind) for kind in ("update", "before")]
+    return [*copies, _flat("optimizer", 8, numel, "double")]

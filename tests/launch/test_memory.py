@@ -1,0 +1,114 @@
+"""The memory of a run, by hand and by its rules; against real runs: benchmarks/predictions.py."""
+
+import pytest
+
+from launch.estimate.devices import DEVICES, Device
+from launch.estimate.layout import Layout
+from launch.estimate.memory import RunMemory, run_memory
+from launch.estimate.moments import held, moments, resident
+from model.flops import parameters
+from model.presets import preset
+
+H100 = DEVICES["h100"]
+CPU = H100._replace(name="cpu")
+MODEL = preset("llama-1b")
+SIZE = parameters(MODEL)
+SMALL = preset("gpt2-124m", n_layers=8, d_model=640, n_heads=10, vocab_size=8192, max_seq_len=256)
+
+
+def layout(**changes: object) -> Layout:
+    values = {"n_ranks": 8, "micro_batch_size": 4, "accumulation_steps": 1, "seq_len": 2048}
+    return Layout(**{**values, "zero_stage": 1, **changes})  # type: ignore[arg-type]
+
+
+def memory(device: Device = H100, **changes: object) -> RunMemory:
+    return run_memory(MODEL, layout(**changes), device)
+
+
+def test_states_by_stage() -> None:
+    """16-bit weights, masters and moments (12 bytes), divided as the ZeRO paper says."""
+    for stage, weights, states in ((1, 1, 8), (2, 1, 8), (3, 8, 8)):
+        found = memory(zero_stage=stage)
+        assert found.weights == pytest.approx(2 * SIZE / weights)
+        assert found.optimizer >= 12 * SIZE / states
+    plain = memory(zero_stage=0, precision="fp32")
+    assert (plain.weights, plain.optimizer) == (4 * SIZE, 8 * SIZE)
+
+
+def test_zero_3_in_fp32_has_no_second_copy_of_the_weights() -> None:
+    cases = {stage: layout(zero_stage=stage, precision="fp32", n_ranks=1) for stage in (2, 3)}
+    sums = {}
+    for stage, one in cases.items():
+        found = held(MODEL, one, is_cpu=True, head=None, predicted_fraction=1.0, optimizer="adamw")
+        device, _ = resident(found, one)
+        sums[stage] = sum(t.size for t in device if t.part == "optimizer")
+    assert sums == {2: 12 * SIZE, 3: 8 * SIZE}
+
+
+def test_offload_moves_the_optimizer_to_the_host() -> None:
+    here, there = memory(zero_stage=2), memory(zero_stage=2, offload="optimizer")
+    assert there.optimizer < 1e9 < here.optimizer
+    assert there.host - here.host == pytest.approx((12 + 4 + 2) * SIZE / 8)
+    everything = memory(zero_stage=3, offload="all")
+    assert everything.weights == 0
+
+
+def test_muon_has_one_moment_of_its_matrices() -> None:
+    adamw, muon = (run_memory(MODEL, layout(), H100, optimizer=o) for o in ("adamw", "muon"))
+    one = layout()
+    kinds = {
+        name: held(MODEL, one, is_cpu=False, head=None, predicted_fraction=1.0, optimizer=name)
+        for name in ("adamw", "muon")
+    }
+    hidden = 16 * (2048 * (2048 + 2 * 512) + 2048 * 2048 + 3 * 2048 * 8192)
+    saved = kinds["adamw"].moment_bytes - kinds["muon"].moment_bytes
+    assert saved == pytest.approx(4 * hidden / 8)
+    assert muon.total < adamw.total
+
+
+def test_parts_add_up_and_lie_in_the_interval() -> None:
+    for stage in (1, 2, 3):
+        for device in (H100, CPU):
+            found = memory(device, zero_stage=stage)
+            names = RunMemory._fields[: RunMemory._fields.index("low")]
+            assert found.total == pytest.approx(sum(getattr(found, n) for n in names))
+            assert all(getattr(found, name) >= 0 for name in names)
+            assert found.low < found.total < found.high
+
+
+def test_more_of_everything_takes_more() -> None:
+    base = memory()
+    assert memory(micro_batch_size=8).total > base.total
+    assert memory(seq_len=4096).total > base.total
+    assert memory(recompute="block").total < base.total
+    assert memory(n_ranks=64).total < base.total
+    assert memory(zero_stage=3, shard_ranks=8, n_ranks=64).weights == pytest.approx(
+        2 * SIZE / 64 + 2 * SIZE / 8
+    )
+
+
+def test_a_save_is_a_second_copy_in_the_host() -> None:
+    found = memory(CPU)
+    assert found.checkpoint == pytest.approx((12 + 2) * SIZE / 8)
+    assert memory(H100).checkpoint == 0
+    at_end = run_memory(MODEL, layout(), CPU, saves="at_end")
+    assert at_end.total < found.total
+
+
+def test_small_blocks_stay_with_the_process() -> None:
+    """glibc gives back blocks of 32 MiB and more; each kind of smaller ones is there for good."""
+    tiny = Layout(1, 2, 1, 64, 1, "fp32")
+    found = run_memory(SMALL, tiny, CPU, tensorboard=False)
+    size = parameters(SMALL)
+    # At the peak the bucket, the partition's gradients and all states are large blocks; what is
+    # freed and kept are activations and scores of 128 tokens, and copies of the largest parameter.
+    assert found.moment == "reduce"
+    assert found.communication + found.gradients == pytest.approx(12 * size)
+    largest = 8192 * 640
+    assert found.fragmentation == pytest.approx(
+        sum(t.size for t in moments(_held(tiny), tiny)["logits"]) + 8 * largest
+    )
+
+
+def _held(one: Layout):
+    return held(SMALL, one, is_cpu=True, head=None, predicted_fraction=1.0, optimizer="adamw")
