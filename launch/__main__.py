@@ -26,6 +26,7 @@ COMMANDS = {
     "supervise": Command(
         "launch.supervise_command", "start a training command, and start it again when it fails"
     ),
+    "plan": Command("launch.plan.command", "find the best layout for a run, and how far it scales"),
     "report": Command("launch.report.command", "write runs as one HTML page"),
     "schema": Command("launch.schema", "print a config's JSON Schema, for editors"),
 }

@@ -21,9 +21,9 @@ class Layout(NamedTuple):
     offload: str = "none"  # none | optimizer | all: parameters too
     offload_to: str = "cpu"  # cpu | nvme
     sequence_parallel: int = 1  # ranks that share a sequence; the engine has no more than 1 yet
-    shard_ranks: int | None = None  # ranks of a sharding group (hpZ, MiCS); None = all
+    shard_ranks: int | None = None  # ranks of a sharding group (hpZ); None = all
     compile: bool = False
-    sharding: str = "hpz"  # hpz | mics: what shard_ranks groups
+    sharding: str = "hpz"  # what shard_ranks groups: hpz | hsdp, which DeepSpeed 0.19 has not
 
     @property
     def global_batch_size(self) -> int:
@@ -48,8 +48,8 @@ class Layout(NamedTuple):
 
     @property
     def state_ranks(self) -> int:
-        """Ranks that the optimizer's states are divided among: MiCS keeps them in the group."""
+        """Ranks that the optimizer's states are divided among: hsdp keeps them in the group."""
         if self.zero_stage == 0:
             return 1
-        is_mics = self.zero_stage == 3 and self.sharding == "mics"
-        return self.group if is_mics else self.n_ranks
+        is_hybrid = self.zero_stage == 3 and self.sharding == "hsdp"
+        return self.group if is_hybrid else self.n_ranks

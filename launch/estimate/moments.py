@@ -251,7 +251,9 @@ def _reduced(found: Held, layout: Layout) -> Tensors:
     """The end of the backward pass: whole gradients, and what they are reduced in."""
     width, stage = found.width, layout.zero_stage
     flat = _flat("communication", width, min(found.size, 5e8), "flat")
-    own = _each(found, "gradients", width, kind="own")
+    # From stage 2 on a full bucket is reduced at once, and its gradients are gone.
+    whole = 1.0 if stage < 2 else min(1.0, found.bucket / found.size)
+    own = _each(found, "gradients", width, whole, "own")
     if stage == 0:
         return [flat]  # also of one rank
     if stage == 3:

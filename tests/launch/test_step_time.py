@@ -205,12 +205,12 @@ def test_accumulating_stage_2_reduces_each_time_and_stage_1_once() -> None:
 
 
 def test_sharding_groups_move_less_between_nodes() -> None:
-    whole, hpz, mics = (
+    whole, hpz, hybrid = (
         timed(layout=Layout(512, 1, 1, 2048, 3, shard_ranks=group, sharding=kind))
-        for group, kind in ((None, "hpz"), (8, "hpz"), (8, "mics"))
+        for group, kind in ((None, "hpz"), (8, "hpz"), (8, "hsdp"))
     )
-    assert mics.communication_s < hpz.communication_s < whole.communication_s
-    assert mics.optimizer_s == pytest.approx(64 * whole.optimizer_s)
+    assert hybrid.communication_s < hpz.communication_s < whole.communication_s
+    assert hybrid.optimizer_s == pytest.approx(64 * whole.optimizer_s)
     assert hpz.optimizer_s == whole.optimizer_s
 
 
@@ -292,7 +292,7 @@ def test_a_missing_precision_is_told() -> None:
 
 
 def test_layout_numbers() -> None:
-    layout = Layout(64, 2, 4, 4096, 3, shard_ranks=8, sharding="mics")
+    layout = Layout(64, 2, 4, 4096, 3, shard_ranks=8, sharding="hsdp")
     assert layout.global_batch_size == 512
     assert layout.tokens_per_step == 512 * 4096
     assert (layout.group, layout.state_ranks) == (8, 8)
