@@ -99,7 +99,7 @@ class Loader:
         self._located: dict[int, Located] = {}  # by data step; what comes next
         self.step = 0  # the next data step; ahead of the training step by what was skipped
         self._skipped = SkippedSteps()
-        self.waited_s = 0.0  # seconds that `next` spent on batches of workers, in all
+        self.waited_s = 0.0  # seconds that `next` took in all: for workers, or to make batches
         self._worker_count = workers
         self._workers: Workers | None = None
 
@@ -116,13 +116,13 @@ class Loader:
     def __next__(self) -> Batch:
         step = self._skipped.next_kept(self.step)
         workers = self._started()
+        begin = time.perf_counter()
         if workers is None:
             batch = self.batch(step)
         else:
-            begin = time.perf_counter()
             arrays = workers.take(step, self._following)
-            self.waited_s += time.perf_counter() - begin
             batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.waited_s += time.perf_counter() - begin
         self.step = self._following(step)
         return batch
 

@@ -162,6 +162,11 @@ class SpecialTokens:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def encoded(self, text: str) -> list[int]:
+        """A text's token ids, without those that the tokenizer would put around it."""
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return found
+
     def utf8(self, ids: npt.ArrayLike) -> list[bytes]:
         """What each token writes, without WordPiece's "##"; byte-level, it may cut characters."""
         numbers = np.asarray(ids).tolist()

@@ -18,7 +18,7 @@ from model.config import ModelConfig
 from model.hf import CheckpointError, read_config
 from runtime import sections
 from runtime.checkpoint.format import TRAINING, list_checkpoints, read_json
-from runtime.checks import check_batch, check_run_dir, check_schedule
+from runtime.checks import check_batch, check_log, check_run_dir, check_schedule
 from runtime.config import Config, Problem, flat, key, section
 from runtime.errors import UserError
 
@@ -230,6 +230,7 @@ def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
         *_check_data(config),
         *_check_model(config),
         *check_run_dir(config.run_dir),
+        *check_log(config.log),
         *_check_resume(config),
     ]
 

@@ -37,9 +37,11 @@ from runtime.checkpoint.reader import TrainingState, understood
 from runtime.checkpoint.saver import Saver
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, UserError
-from runtime.metrics import MetricsLog, Progress, device_name
+from runtime.metrics import Clock, MetricsLog, device_name
+from runtime.progress import Progress
 from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
+from runtime.sinks import Histogram, open_sinks
 
 _RESULTS = ("report.json", "predictions.jsonl")
 
@@ -158,6 +160,12 @@ class Session:
         if self.log is not None:
             self.log.record(self.step, tokens_seen=self.tokens_seen, **values)
 
+    def record_histograms(self) -> None:
+        """Tell the sinks how the values of every parameter are spread (main rank)."""
+        if self.log is not None:
+            for name, parameter in self.replicas.module.named_parameters():
+                self.log.histogram(self.step, f"parameters/{name}", Histogram.of(parameter))
+
 
 def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Session:
     """Build a run, or take up the newest whole checkpoint in its directory. Collective.
@@ -199,7 +207,10 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     dist.together(partial(_tidy, session), only_main=True)
     if ranks.is_main:
         session.log = MetricsLog(
-            config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard
+            config.run_dir,
+            Clock(config.run_dir, ranks.world_size, device_name(ranks.device)),
+            resume_step=session.step,
+            sinks=open_sinks(config.run_dir, config.run.name, config.log, config),
         )
     for line in [*_introduction(session, precision), *notes]:
         progress.say(line)

@@ -7,7 +7,8 @@ from finetune.session import Session, start
 from runtime import dist
 from runtime.dist import Ranks
 from runtime.errors import EXIT_OK, EXIT_PREEMPTED, UserError
-from runtime.metrics import Rate, memory_bytes
+from runtime.metrics import memory_bytes
+from runtime.progress import Rate
 from runtime.schedule import lr_ratio
 from runtime.seed import seed_step
 from runtime.signals import StopRequest
@@ -46,6 +47,9 @@ def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         _refuse_divergence(session, result)
         if session.step == total or stopping or session.step % config.log.every_steps == 0:
             _log_step(session, result, lr, rate.read())
+        if _is_due(session.step, config.log.histograms_every_steps):
+            session.record_histograms()
+            rate.pause_until_now()
         watchdog.beat("evaluate", session.step)
         if session.is_evaluation_due():
             session.evaluate()

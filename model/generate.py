@@ -1,7 +1,7 @@
 """Text generation with a key/value cache."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -58,18 +58,26 @@ def stream(
     attention_mask: Tensor | None = None,
     seed: int | None = None,
     is_done: Callable[[int, int], bool] | None = None,
+    ends_early: bool = True,
     **sampling: Unpack[Sampling],
 ) -> Iterator[Tensor]:
     """Yield the next token (B,) of each row of (B, T) tokens, at most `max_new_tokens` times.
 
     attention_mask: (B, T), 0 for padding, on the left. seed: same seed, same text. A row ends at
     the config's eos token, or when `is_done(row, token)` says so after a token that is no eos; it
-    is then filled with pad (or eos) until every row has ended. The rest as in `Sampling`. Raises
-    `ValueError` at once for arguments out of range.
+    is then filled with pad (or eos) until every row has ended. ends_early: False goes on after
+    that, for ranks that must make as many forward passes as each other whatever each of them drew.
+    The rest as in `Sampling`. Raises `ValueError` at once for arguments out of range.
     """
     _check_texts(net, input_ids, max_new_tokens, attention_mask)
     _check_sampling(**sampling)
-    return _stream(net, input_ids, max_new_tokens, attention_mask, seed, is_done, sampling)
+    ends = _Ends(is_done, ends_early)
+    return _stream(net, input_ids, max_new_tokens, attention_mask, seed, ends, sampling)
+
+
+class _Ends(NamedTuple):
+    is_done: Callable[[int, int], bool] | None  # of a row, beside its eos
+    early: bool  # once every row has ended
 
 
 def _stream(
@@ -78,7 +86,7 @@ def _stream(
     max_new_tokens: int,
     mask: Tensor | None,
     seed: int | None,
-    is_done: Callable[[int, int], bool] | None,
+    ends: _Ends,
     sampling: Sampling,
 ) -> Iterator[Tensor]:
     device, (batch_size, length) = input_ids.device, input_ids.shape
@@ -101,13 +109,13 @@ def _stream(
             chosen = sample(logits, generator, **sampling)
             chosen = chosen.masked_fill(has_ended, filler)
             is_eos = torch.isin(chosen, eos)
-            if is_done is not None:
+            if ends.is_done is not None:
                 is_speaking = ~(has_ended | is_eos)
                 for row in is_speaking.nonzero()[:, 0].tolist():
-                    has_ended[row] = is_done(row, int(chosen[row]))
+                    has_ended[row] = ends.is_done(row, int(chosen[row]))
             has_ended = has_ended | is_eos
             yield chosen
-            if has_ended.all():
+            if ends.early and has_ended.all():
                 break
             fed = chosen[:, None]
             if mask is not None:
@@ -134,7 +142,7 @@ def stream_texts(
     """
     rows = [_encode(net, tokenizer, prompt) for prompt in prompts]
     texts = [TextStream(tokenizer.decode, row, stop) for row in rows]
-    input_ids, mask = _pad_left(rows, net.trunk.token_embedding.weight.device)
+    input_ids, mask = pad_left(rows, net.trunk.token_embedding.weight.device)
     columns = stream(
         net,
         input_ids,
@@ -222,10 +230,10 @@ def _encode(net: CausalLM, tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def _pad_left(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Put rows into one (B, T) tensor; returns it and its mask, None where nothing is padded."""
     longest = max(len(row) for row in rows)
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    ids = torch.tensor([[0] * (longest - len(row)) + [*row] for row in rows], device=device)
     if all(len(row) == longest for row in rows):
         return ids, None
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

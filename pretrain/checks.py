@@ -44,6 +44,7 @@ def check_data(config: "PretrainConfig") -> Iterator[Problem]:
         yield from _check_one_tokenizer(splits)
         yield from _check_sentences(config, splits)
         yield from _check_tokens(config, opened[0])
+        yield from _check_prompts(config, opened[0])
         yield from _check_model(config, opened[0])
     yield from _check_masking(config)
 
@@ -189,6 +190,32 @@ def _check_tokens(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
         )
     elif len({names.prefix, names.middle, names.suffix}) < 3:
         yield Problem("infilling", "prefix, middle and suffix must be three different tokens")
+
+
+def _check_prompts(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
+    prompts = config.evaluate.prompts
+    traits = TRAITS[config.objective]
+    if not prompts or not config.evaluate.every_steps:
+        return
+    try:
+        tokens = SpecialTokens(data.tokenizer_dir)
+    except UserError as error:
+        yield Problem("evaluate.prompts", str(error))
+        return
+    room = config.data.seq_len - max(traits.overhead, 1)
+    for number, prompt in enumerate(prompts):
+        length = len(tokens.encoded(prompt))
+        if length > room:
+            yield Problem(
+                "evaluate.prompts",
+                f"prompt {number} has {length} tokens, expected at most {room} (data.seq_len = "
+                f"{config.data.seq_len}); shorten it",
+            )
+        if traits.is_masked and not length:
+            yield Problem(
+                "evaluate.prompts",
+                f"prompt {number} is empty, and {config.objective} fills words in; write a text",
+            )
 
 
 def _check_masking(config: "PretrainConfig") -> Iterator[Problem]:

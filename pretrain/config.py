@@ -24,7 +24,7 @@ from pretrain.sections import (
     Pairs,
 )
 from runtime import hardware, sections
-from runtime.checks import check_batch, check_run_dir, check_schedule
+from runtime.checks import check_batch, check_log, check_run_dir, check_schedule
 from runtime.config import Config, Problem, key, section
 from runtime.deepspeed_config import misplaced_keys, owned_keys
 
@@ -135,6 +135,7 @@ def check(config: PretrainConfig, world_size: int) -> list[Problem]:
         *_check_precision(config),
         *check_data(config),
         *check_run_dir(config.run_dir),
+        *check_log(config.log),
         *_check_deepspeed(config),
     ]
 

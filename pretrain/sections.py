@@ -173,6 +173,16 @@ class Evaluate(Config):
     max_sequences: int = key(
         512, "Sequences per evaluation; 0 = the whole split", unit="sequences", ge=0
     )
+    prompts: tuple[str, ...] = key(
+        (),
+        "Texts that the model continues at each evaluation, into samples.jsonl. A masked model "
+        "fills them in: where they hold its mask token, or else some words that are hidden",
+        max_length=32,
+    )
+    sample_tokens: int = key(64, "Longest continuation of a prompt", unit="tokens", ge=1, le=4096)
+    temperature: float = key(
+        0.7, "Of the continuations; 0 always takes the likeliest token", ge=0, le=10
+    )
 
 
 class DeepSpeed(Config):

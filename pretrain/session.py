@@ -23,6 +23,7 @@ from pretrain.objectives import make_objective
 from pretrain.objectives.draws import VALIDATION_SEED
 from pretrain.objectives.objective import Objective
 from pretrain.resume import check_architecture, restore
+from pretrain.samples import Samples
 from pretrain.verify import verify_data
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
@@ -31,10 +32,12 @@ from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
 from runtime.engine import Engine, StepResult, partitioned_construction
 from runtime.health import Health, Verdict
-from runtime.metrics import MetricsLog, Progress, device_name, record_event
+from runtime.metrics import Clock, MetricsLog, device_name, record_event
 from runtime.optim import build_optimizer
+from runtime.progress import Progress
 from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
 from runtime.seed import seed_initialisation
+from runtime.sinks import Histogram, open_sinks
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Session:
     progress: Progress
     saver: Saver
     export: ModelExport
+    samples: Samples | None  # None where there is never one
     health: Health
     beat: Callable[[], None]  # a sign of life for the watchdog
     step: int = 0
@@ -88,10 +92,34 @@ class Session:
             self.progress.say(f"step {self.step}: {message}")
             record_event(self.config.run_dir, self.step, kind, message=message, **values)
 
+    def record_samples(self) -> None:
+        """Record what the model makes of the prompts. Collective."""
+        if self.samples is None:
+            return
+        for number, sample in enumerate(self.samples(self.engine, self.beat)):
+            assert self.log is not None
+            self.log.sample(self.step, f"samples/{number}", **sample._asdict())
+
+    def record_histograms(self) -> None:
+        """Tell the sinks how the values of every parameter are spread. Collective."""
+        if not (self.config.log.tensorboard or self.config.log.wandb):
+            return
+        names = self.engine.parameter_shapes().keys() if self.ranks.is_main else ()
+        for name, parameter in self.engine.full_parameters(names):
+            self.beat()
+            assert self.log is not None
+            self.log.histogram(self.step, f"parameters/{name}", Histogram.of(parameter))
+
     def describe_order(self) -> None:
         """Store which data each step is made of, for `python -m data_prep which` (main rank)."""
         if self.ranks.is_main:
             write_order(self.config.run_dir, self.loader.planned())
+
+    def sources(self) -> dict[str, Any]:
+        """How much of each source went into the run so far; nothing where there is but one."""
+        if len(self.loader.shards) == 1:
+            return {}
+        return {"tokens_by_source": self.loader.tokens, "epochs_by_source": self.loader.epochs}
 
     def _tell_sources(self) -> None:
         """Record, and say, how much of each source went into the run so far."""
@@ -99,7 +127,7 @@ class Session:
             return
         tokens, epochs = self.loader.tokens, self.loader.epochs
         names = [str(shards.directory) for shards in self.loader.shards]
-        self.record(tokens_by_source=tokens, epochs_by_source=epochs)
+        self.record(**self.sources())
         told = [
             f"{name} {count:,} tokens ({100 * count / max(sum(tokens), 1):.2f} %, {passed:.2f} "
             "epochs)"
@@ -187,6 +215,7 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
             beat=beat,
         ),
         export=_export(engine, objective, train[0], ranks),
+        samples=_samples(config, objective, train[0]),
         health=Health(config.health),
         beat=beat,
         attention_length=_attention_length(loader),
@@ -196,11 +225,15 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     describe_run(config.run_dir, config)
     session.describe_order()
     if ranks.is_main:
-        session.log = MetricsLog(
-            config.run_dir, resume_step=session.step, tensorboard=config.log.tensorboard
-        )
+        session.log = _open_log(config, ranks, session.step)
         _introduce(session, checkpoint)
     return session
+
+
+def _open_log(config: PretrainConfig, ranks: Ranks, resume_step: int) -> MetricsLog:
+    clock = Clock(config.run_dir, ranks.world_size, device_name(ranks.device))
+    sinks = open_sinks(config.run_dir, config.run.name, config.log, config)
+    return MetricsLog(config.run_dir, clock, resume_step=resume_step, sinks=sinks)
 
 
 def _export(engine: Engine, objective: Objective, train: Shards, ranks: Ranks) -> ModelExport:
@@ -208,6 +241,12 @@ def _export(engine: Engine, objective: Objective, train: Shards, ranks: Ranks) -
     assert isinstance(net, Model)
     begins = objective.layout.by_document and net.head == "causal_lm"
     return ModelExport(net, ranks, train.tokenizer_dir, train.eod_id if begins else None)
+
+
+def _samples(config: PretrainConfig, objective: Objective, train: Shards) -> Samples | None:
+    if not config.evaluate.prompts or not config.evaluate.every_steps:
+        return None
+    return Samples(config, train, begins=objective.layout.by_document)
 
 
 def _workers(config: PretrainConfig, ranks: Ranks) -> int:

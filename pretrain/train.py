@@ -10,12 +10,15 @@ from runtime.dist import Ranks
 from runtime.engine import StepResult
 from runtime.errors import EXIT_OK, EXIT_PREEMPTED
 from runtime.health import Slow
-from runtime.metrics import Rate, memory_bytes
+from runtime.metrics import memory_bytes
 from runtime.pace import Pace
+from runtime.progress import Rate
 from runtime.schedule import lr_ratio
 from runtime.seed import seed_step
 from runtime.signals import StopRequest
 from runtime.watchdog import Watchdog
+
+_NOTABLE_WAIT = 0.05  # share of the time that goes to waiting for data
 
 
 def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
@@ -28,7 +31,8 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         session.progress.say(f"already finished: {session.step} of {total} steps")
         return EXIT_OK
     batches = iter(session.loader)
-    rate, tally = Rate(), Tally(has_pairs=session.objective.head == "pretraining")
+    rate = Rate(lambda: session.loader.waited_s)
+    tally = Tally(has_pairs=session.objective.head == "pretraining")
     pace = Pace(config.health, ranks)
     stopping = False
     while session.step < total and not stopping:
@@ -79,6 +83,9 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         if _is_due(session.step, config.evaluate.every_steps, at_end=session.step == total):
             _evaluate(session)
             rate.pause_until_now()
+        if _is_due(session.step, config.log.histograms_every_steps):
+            session.record_histograms()
+            rate.pause_until_now()
         watchdog.beat("save")
         if saves and (session.step == total or not session.health.is_in_doubt):
             if config.health.checksum_every_steps and check_replicas(session):
@@ -112,15 +119,16 @@ def _tell_slow_rank(session: Session, slow: Slow | None) -> None:
 
 
 def _evaluate(session: Session) -> None:
-    """Record the scores on the validation split. Collective."""
+    """Record the scores on the validation split, and what the model writes. Collective."""
     assert session.validation is not None
     scores = session.validation(session.engine, session.beat)
-    session.record(**scores)
+    session.record(**scores, **session.sources())
     told = ", ".join(
         f"{name.removeprefix('valid_').replace('_', ' ')} {value:.4f}"
         for name, value in scores.items()
     )
     session.progress.say(f"step {session.step}: validation {told}")
+    session.record_samples()
 
 
 def _log_step(session: Session, result: StepResult, lr: float, rate: Rate, tally: Tally) -> None:
@@ -135,6 +143,7 @@ def _log_step(session: Session, result: StepResult, lr: float, rate: Rate, tally
         update_ratio=result.update_ratio,
         tokens_per_second=tokens_per_second,
         memory_bytes=memory_bytes(session.ranks.device),
+        data_wait=rate.waiting,
         **mfu,
         **tally.read(),
         **({} if result.applied else {"skipped": True}),
@@ -145,4 +154,5 @@ def _log_step(session: Session, result: StepResult, lr: float, rate: Rate, tally
         lr=lr,
         **{"grad norm": grad_norm, "tokens/s": tokens_per_second},
         mfu=mfu["mfu"],
+        **({"data wait": rate.waiting} if rate.waiting >= _NOTABLE_WAIT else {}),
     )

@@ -1,11 +1,12 @@
 """Checks that every kind of run shares. Torch-free."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.config import Problem
-from runtime.sections import Schedule
+from runtime.sections import Log, Schedule
 
 
 def check_batch(
@@ -36,6 +37,16 @@ def check_schedule(schedule: Schedule, steps: int) -> Iterator[Problem]:
             "schedule.decay_steps",
             f"{schedule.decay_steps} and warmup_steps = {schedule.warmup_steps} are more than the "
             f"run's {steps} steps; write at most {steps - schedule.warmup_steps}",
+        )
+
+
+def check_log(log: Log) -> Iterator[Problem]:
+    """What the log needs must be installed."""
+    if log.wandb is not None and importlib.util.find_spec("wandb") is None:
+        yield Problem(
+            "log.wandb",
+            "needs wandb, which is not installed here; run pip install 'ingot[wandb]'"
+            ", or write none",
         )
 
 

@@ -382,3 +382,8 @@ def to_yaml(config: pydantic.BaseModel) -> str:
     """The resolved config as YAML, every key written out."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """What a YAML file says, as it stands and not validated. Raises ConfigError."""
+    return _read(path).data

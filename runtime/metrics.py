@@ -1,52 +1,43 @@
-"""Numbers of a run: metrics.jsonl always, TensorBoard on request, a progress line for people."""
+"""Numbers of a run: metrics.jsonl always, sinks on request; and what the machine says."""
 
 import contextlib
 import math
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import orjson
 import psutil
 import torch
 
-from runtime.errors import UserError
-from runtime.records import keep_until
+from runtime.records import RecordFile
+from runtime.sinks import Histogram, Sink
 
 
 class MetricsLog:
-    """Appends one JSON object per record to metrics.jsonl (and TensorBoard). Main rank only.
+    """Appends one JSON object per record to metrics.jsonl, and tells the sinks. Main rank only.
 
     Records of steps after `resume_step` are dropped on opening: they belong to a stretch that
-    was not saved and will be trained again, and each step must stand in the file once.
+    was not saved and will be trained again, and each step must stand in the file once. The same
+    holds for samples.jsonl. clock.jsonl, which counts the hours of a run, keeps all.
     """
 
-    def __init__(self, run_dir: Path, *, resume_step: int, tensorboard: bool) -> None:
-        self._run_dir = run_dir
-        self._path = run_dir / "metrics.jsonl"
-        self._tensorboard = tensorboard
-        self._pending = b""
-        self._open(resume_step)
-
-    def _open(self, resume_step: int) -> None:
-        try:
-            keep_until(self._path, resume_step)
-            self._file = self._path.open("ab", buffering=0)
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written: {error.strerror}") from error
-        self._writer: Any = None
-        if self._tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = str(self._run_dir / "tensorboard")
-            self._writer = SummaryWriter(folder, purge_step=resume_step + 1)
+    def __init__(
+        self, run_dir: Path, clock: "Clock", *, resume_step: int, sinks: Sequence[Sink] = ()
+    ) -> None:
+        self._metrics = RecordFile(run_dir / "metrics.jsonl", is_made=True)
+        self._samples = RecordFile(run_dir / "samples.jsonl")
+        self._sinks, self._clock = sinks, clock
+        self._clock.tick(resume_step)
+        self.rewind(resume_step)
 
     def rewind(self, step: int) -> None:
         """Drop the records after a step, which the run has gone back to."""
-        self.close()
-        self._pending = b""
-        self._open(step)
+        for file in (self._metrics, self._samples):
+            file.rewind(step)
+        for sink in self._sinks:
+            sink.rewind(step)
 
     def record(self, step: int, **values: Any) -> None:
         """Write one record. NaN and infinity become null, as JSON has no word for them.
@@ -54,27 +45,73 @@ class MetricsLog:
         What a full disk does not take is kept and written later: whether the run can go on is for
         its saves to find out.
         """
-        self._pending += orjson.dumps({"step": step, **_finite(values)}) + b"\n"
-        self._write_pending()
-        if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, step)
+        self._metrics.append({"step": step, **_finite(values)})
+        self._clock.tick(step)
+        scalars = _scalars(values)
+        for sink in self._sinks:
+            sink.scalars(step, scalars)
 
-    def _write_pending(self) -> None:
-        with contextlib.suppress(OSError):
-            while self._pending:
-                self._pending = self._pending[self._file.write(self._pending) or 0 :]
+    def sample(self, step: int, name: str, **values: Any) -> None:
+        """Write what a model wrote; `text` alone goes to the sinks, under a name."""
+        self._samples.append({"step": step, **values})
+        for sink in self._sinks:
+            sink.text(step, name, values["text"])
+
+    def histogram(self, step: int, name: str, histogram: Histogram) -> None:
+        """Tell the sinks how the values of a parameter are spread."""
+        for sink in self._sinks:
+            sink.histogram(step, name, histogram)
 
     def close(self) -> None:
         """Write what is left. Where the disk still takes none, what is lost is told."""
-        self._write_pending()
-        if self._pending:
-            lost = self._pending.count(b"\n")
-            print(f"warning: {self._path}: the last {lost} records are lost", file=sys.stderr)
+        self._metrics.close()
+        self._samples.close()
+        self._clock.close()
+        for sink in self._sinks:
+            sink.close()
+
+
+class Clock:
+    """Writes to clock.jsonl how long each start of a run has lasted, for what the run costs.
+
+    A line at the start, at most one a minute after it, and one at the end, each with all that the
+    report needs: of the lines of one start the last one counts. Nothing of it is ever dropped, as
+    steps that are trained again were paid for as well. device: its name, `cpu` for none.
+    """
+
+    every_s = 60.0
+
+    def __init__(self, run_dir: Path, ranks: int, device: str) -> None:
+        self._file = RecordFile(run_dir / "clock.jsonl")
+        start = psutil.Process().create_time()  # imports and checks were paid for, too
+        self._about = {"start": start, "ranks": ranks, "device": device}
+        self._step, self._last = 0, -math.inf
+
+    def tick(self, step: int) -> None:
+        """The run is alive at this step."""
+        self._step = step
+        if time.monotonic() - self._last >= self.every_s:
+            self._write()
+
+    def close(self) -> None:
+        """The start has come to its end."""
+        self._write()
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+
+    def _write(self) -> None:
+        self._last = time.monotonic()
+        self._file.append({"step": self._step, "time": time.time(), **self._about})
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record; of a list each by itself, as in `tokens_by_source/0`."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            found |= _scalars({f"{name}/{place}": item for place, item in enumerate(value)})
+        elif isinstance(value, int | float):
+            found[name] = value
+    return found
 
 
 def record_event(run_dir: Path, step: int, kind: str, **values: Any) -> None:
@@ -104,93 +141,3 @@ def memory_bytes(device: torch.device) -> int:
 def device_name(device: torch.device) -> str:
     """The GPU's marketing name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-class Rate:
-    """Tokens per second since the last reading, leaving out pauses such as saves."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._tokens = 0
-
-    def add(self, tokens: int) -> None:
-        """Count tokens that one step trained on."""
-        self._tokens += tokens
-
-    def pause_until_now(self) -> None:
-        """Forget the time since the last reading that no step has claimed."""
-        self._start, self._tokens = time.perf_counter(), 0
-
-    def read(self) -> float:
-        """Tokens per second since the last reading; starts the next one."""
-        now = time.perf_counter()
-        rate = self._tokens / max(now - self._start, 1e-9)
-        self._start, self._tokens = now, 0
-        return rate
-
-
-class Progress:
-    """One line that stays in place on a terminal; plain lines, now and then, elsewhere."""
-
-    def __init__(
-        self, total_steps: int, *, stream: TextIO | None = None, every_s: float = 10
-    ) -> None:
-        self._total = total_steps
-        self._stream = stream or sys.stdout
-        self._live = self._stream.isatty()
-        self._every_s = every_s
-        self._last = -math.inf
-        self._started: tuple[float, int] | None = None
-
-    def update(self, step: int, **values: float | None) -> None:
-        """Show the state after a step; a plain stream gets at most a line per `every_s`."""
-        now = time.perf_counter()
-        if self._started is None:
-            self._started = (now, step)
-        is_last = step == self._total
-        if not self._live and not is_last and now - self._last < self._every_s:
-            return
-        self._last = now
-        line = f"step {step}/{self._total}  {_format(values)}{self._remaining(now, step)}"
-        self._write(f"\r\033[K{line}" if self._live else f"{line}\n")
-        if self._live and is_last:
-            self._write("\n")
-
-    def say(self, text: str) -> None:
-        """Print a line of its own."""
-        self._write(f"\r\033[K{text}\n" if self._live else f"{text}\n")
-
-    def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # a log on a full disk ends no run
-            self._stream.write(text)
-            self._stream.flush()
-
-    def _remaining(self, now: float, step: int) -> str:
-        start, first = self._started or (now, step)
-        if step <= first or step >= self._total:
-            return ""
-        return f"  {duration((now - start) / (step - first) * (self._total - step))} left"
-
-
-def _format(values: dict[str, float | None]) -> str:
-    parts = []
-    for name, value in values.items():
-        if value is None:
-            parts.append(f"{name} n/a")
-        elif name == "lr":
-            parts.append(f"{name} {value:.2e}")
-        elif abs(value) >= 1000:
-            parts.append(f"{name} {value:,.0f}")
-        else:
-            parts.append(f"{name} {value:.4g}")
-    return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -150,3 +150,16 @@ class Log(Config):
 
     every_steps: int = key(10, "A metrics record every so many steps", unit="steps", ge=1)
     tensorboard: bool = key(True, "Also write TensorBoard event files")
+    histograms_every_steps: int = key(
+        0,
+        "Histograms of every parameter, for TensorBoard and W&B, every so many steps; 0 = never",
+        unit="steps",
+        ge=0,
+    )
+    wandb: str | None = key(
+        None,
+        "Weights & Biases project that the run is sent to as well; none = not at all. "
+        "WANDB_MODE=offline keeps it in the run directory",
+        pattern=r"^\w[\w.-]*$",
+        max_length=128,
+    )

@@ -1,22 +1,61 @@
-"""`python -m launch report RUN…`: runs as one HTML page."""
+"""`python -m launch report RUN…`: runs as one HTML page, written or served."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.report.page import write_report
+from launch.report.sections import Rates
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
+
+PORT = 8686
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="python -m launch report", description=__doc__)
-    parser.add_argument("run", nargs="+", type=Path, help="run directory, or a folder of runs")
-    parser.add_argument("--output", type=Path, help="default: report.html in the first directory")
-    options = parser.parse_args(argv)
+    """Write the page, or serve it. Raises UserError."""
+    options = _parser().parse_args(argv)
     missing = [run for run in options.run if not run.is_dir()]
     if missing:
         raise UserError(f"{missing[0]}: no such run directory", status=EXIT_BAD_INPUT)
-    path = write_report(options.run, options.output or options.run[0] / "report.html")
+    rates = Rates(options.price_per_gpu_hour, options.watts)
+    if options.serve:
+        from launch.report.serve import serve
+
+        return serve(options.run, options.port, rates)
+    path = write_report(options.run, options.output or options.run[0] / "report.html", rates)
     print(f"wrote {path}")
     return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m launch report", description=__doc__)
+    parser.add_argument(
+        "run", nargs="+", type=Path, help="run directory, or a folder of runs; several are compared"
+    )
+    parser.add_argument("--output", type=Path, help="default: report.html in the first directory")
+    parser.add_argument(
+        "--price-per-gpu-hour", type=_positive, help="adds what the run has cost, in your currency"
+    )
+    parser.add_argument("--watts", type=_positive, help="mean power of a GPU; adds the energy")
+    parser.add_argument(
+        "--serve", action="store_true", help="serve the page to this machine and keep it up to date"
+    )
+    parser.add_argument(
+        "--port", type=_port, default=PORT, help=f"with --serve; 0 = a free one, default {PORT}"
+    )
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 1 << 16:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 65535")
+    return value

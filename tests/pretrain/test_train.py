@@ -49,7 +49,7 @@ def test_a_run_writes_what_it_should(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
     assert names == {
         *("checkpoints", "config.yaml", "health", "metrics.jsonl", "tensorboard", "versions.json"),
-        *(".lock", "data_order.json", "verified_data.json"),
+        *(".lock", "clock.jsonl", "data_order.json", "verified_data.json"),
     }
     assert "deepspeed" in json.loads((finished / "versions.json").read_text())
     records = read_metrics(finished / "metrics.jsonl")

@@ -1,18 +1,24 @@
 import errno
 import io
+import time
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runtime.metrics import MetricsLog, Progress, Rate, duration, memory_bytes
+from runtime.metrics import Clock, MetricsLog, memory_bytes
+from runtime.progress import Progress, Rate, duration
 from runtime.records import read_metrics
+from runtime.sections import Log
+from runtime.sinks import Histogram, open_sinks
 
 
 def test_records_and_tensorboard_hold_the_same(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, resume_step=0, tensorboard=True)
+    sinks = open_sinks(tmp_path, "run", Log(tensorboard=True), Log())
+    log = MetricsLog(tmp_path, Clock(tmp_path, 1, "cpu"), resume_step=0, sinks=sinks)
     log.record(1, loss=2.5, mfu=None, note="text")
     log.record(2, loss=float("nan"))
     log.close()
@@ -26,13 +32,13 @@ def test_records_and_tensorboard_hold_the_same(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, resume_step=0, tensorboard=False)
+    log = MetricsLog(tmp_path, Clock(tmp_path, 1, "cpu"), resume_step=0)
     for step in range(1, 6):
         log.record(step, loss=float(step))
     log.close()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 6, "lo')  # the crash
-    log = MetricsLog(tmp_path, resume_step=3, tensorboard=False)
+    log = MetricsLog(tmp_path, Clock(tmp_path, 1, "cpu"), resume_step=3)
     log.record(4, loss=40.0)
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
@@ -86,8 +92,8 @@ def test_memory_is_that_of_this_process() -> None:
 def test_what_a_full_disk_did_not_take_is_written_later_or_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = MetricsLog(tmp_path, resume_step=0, tensorboard=False)
-    real, room = log._file, [30]
+    log = MetricsLog(tmp_path, Clock(tmp_path, 1, "cpu"), resume_step=0)
+    real, room = log._metrics._file, [30]
 
     class Disk:
         """Takes so many bytes, then none."""
@@ -102,7 +108,7 @@ def test_what_a_full_disk_did_not_take_is_written_later_or_told(
         def close(self) -> None:
             real.close()
 
-    monkeypatch.setattr(log, "_file", Disk())
+    monkeypatch.setattr(log._metrics, "_file", Disk())
     for step in range(1, 6):
         log.record(step, loss=1.0 / step)
     room[0] = 1000
@@ -112,3 +118,51 @@ def test_what_a_full_disk_did_not_take_is_written_later_or_told(
     log.record(7, loss=0.1)
     log.close()
     assert "the last 1 records are lost" in capsys.readouterr().err
+
+
+def test_samples_are_rewound_with_the_metrics(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, Clock(tmp_path, 2, "cpu"), resume_step=0)
+    assert not (tmp_path / "samples.jsonl").exists()
+    for step in (2, 4, 6):
+        log.record(step, loss=1.0)
+        log.sample(step, "samples/0", prompt="a", text=f"at {step}")
+    log.rewind(4)
+    log.sample(6, "samples/0", prompt="a", text="again")
+    log.close()
+    samples = read_metrics(tmp_path / "samples.jsonl")
+    assert [sample["text"] for sample in samples] == ["at 2", "at 4", "again"]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4]
+    assert len(read_metrics(tmp_path / "clock.jsonl")) == 2  # its start and its end
+
+
+def test_lists_are_scalars_of_their_own_for_sinks(tmp_path: Path) -> None:
+    sinks = open_sinks(tmp_path, "run", Log(), Log())
+    log = MetricsLog(tmp_path, Clock(tmp_path, 1, "cpu"), resume_step=0, sinks=sinks)
+    log.record(1, tokens_by_source=[30, 10])
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["tokens_by_source/0", "tokens_by_source/1"]
+
+
+def test_the_waiting_share_is_that_of_the_time_between_readings() -> None:
+    waited = 100.0
+    rate = Rate(lambda: waited)
+    time.sleep(0.05)
+    waited += 0.02
+    rate.read()
+    assert 0.1 < rate.waiting <= 0.4
+    rate.read()
+    assert rate.waiting == 0
+
+
+def test_a_histogram_is_numpys() -> None:
+    values = torch.cat((torch.randn(5000), torch.tensor([float("nan"), float("inf")])))
+    found = Histogram.of(values.reshape(2, -1))
+    finite = values[:5000].double().numpy()
+    counts, edges = np.histogram(finite, bins=64)
+    assert found.edges == pytest.approx(list(edges), rel=1e-9)
+    assert sum(found.counts) == 5000
+    assert np.abs(np.cumsum(found.counts) - np.cumsum(counts)).max() <= 1  # values on an edge
+    assert found.sum_squares == pytest.approx(float((finite**2).sum()))
+    assert Histogram.of(torch.full((3,), 2.0)) == ([2.0, 2.0], [3], 6.0, 12.0)
+    assert Histogram.of(torch.tensor([float("nan")])).counts == [0]
