@@ -30,6 +30,7 @@ class Efficiency(NamedTuple):
 _AMPERE = Attention(0.58, 0.50, 0.68, 0.60)
 _HOPPER_2 = Attention(0.30, 0.29, 0.38, 0.33)
 _CUDNN = Attention(0.39, 0.45, 0.64, 0.54)  # torch's choice on Hopper since 2.11
+_CPU = Attention(0.30, 0.25, 0.30, 0.25)
 _OLD = Attention(0.25, 0.20, 0.25, 0.20)  # no FlashAttention; assumed
 
 
@@ -47,8 +48,9 @@ EFFICIENCY = {
     "ada": Efficiency(0.75, 0.90, _kernels(_AMPERE)),  # assumed
     "hopper": Efficiency(0.64, 0.90, _kernels(_CUDNN, _HOPPER_2)),
     "blackwell": Efficiency(0.60, 0.90, _kernels(_CUDNN, _HOPPER_2)),  # assumed
-    # Its rates are measured on the spot; what torch gets of numpy's is assumed.
-    "cpu": Efficiency(0.60, 0.80, _kernels(_OLD)),
+    # Its rates are measured on the spot; what torch gets of numpy's is set by the steps of 459 and
+    # 280 ms of llama-tiny in benchmarks/results/engine_overhead_cpu_{fp32,bf16}.json.
+    "cpu": Efficiency(0.75, 0.80, _kernels(_CPU)),
 }
 # Share of a product's own traffic that its arithmetic does not hide. With it products of width 768,
 # 1024, 1600 and 4096 on an H200 reach 79, 83, 89 and 95 % of the largest.

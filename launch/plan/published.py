@@ -1,5 +1,7 @@
 """Published runs: what was trained, on what, how, and how fast. Data with sources, torch-free.
 
+What a code base costs (SOFTWARE) is read off its sources as far as they say: which attention
+kernel, what is fused, when gradients are reduced. Traffic of unfused code is counted by hand.
 A run that leaves open what its speed depends on says in `assumed` what stands in its place. Those
 that no layout of this toolkit describes are listed in NOT_COMPARED with the reason.
 """
