@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime import outcome
 from runtime.errors import EXIT_OK, command, leave
+from runtime.launcher import adopt_mpi
 from runtime.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ config, the data and the model."""
 def main(argv: list[str] | None = None) -> int:
     """Check the config, then train. Exit status: 0 done, 2 bad config, 1 failed, 75 stopped."""
     arguments = sys.argv[1:] if argv is None else argv
+    adopt_mpi()
     if arguments[:1] == ["predict"]:
         from finetune.predict import main as predict
 

@@ -23,6 +23,10 @@ COMMANDS = {
     "check": Command("launch.check.command", "check a pretraining config; needs no GPU"),
     "local": Command("launch.cluster.local", "train on everything this machine has"),
     "torchrun": Command("launch.cluster.torchrun", "train here as one of several machines"),
+    "ssh": Command("launch.cluster.ssh", "start a run on several hosts, over ssh"),
+    "deepspeed": Command("launch.cluster.deepspeed", "the same, by DeepSpeed's runner"),
+    "mpi": Command("launch.cluster.mpi", "the same, by OpenMPI's mpirun"),
+    "network": Command("launch.cluster.network", "check hosts and measure their network"),
     "supervise": Command(
         "launch.supervise_command", "start a training command, and start it again when it fails"
     ),

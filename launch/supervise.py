@@ -180,6 +180,10 @@ class Local:
         pids = {v["pid"] for v in outcome.told(self._directory).values() if "status" not in v}
         return {pid for pid in pids if (found := hang.process(pid)) and found.state != "Z"}
 
+    def has_ranks(self) -> bool:
+        """Whether ranks run on this machine, and have not said how they end."""
+        return bool(self._ranks())
+
     def end(self) -> End:
         """Wait for ranks that are still saving, then end whatever is left."""
         began = time.monotonic()

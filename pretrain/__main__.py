@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime import outcome
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError, command, leave
+from runtime.launcher import adopt_mpi
 from runtime.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ FLAGS = ("--print-config", "--check")
 def main(argv: list[str] | None = None) -> int:
     """Check the config, then train. Exit status: 0 done, 2 bad config, 1 failed, 75 stopped."""
     arguments = sys.argv[1:] if argv is None else argv
+    adopt_mpi()
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     arguments = [a for a in arguments if not a.startswith("--local_rank")]
     if arguments[:1] == ["import-deepspeed"]:

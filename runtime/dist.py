@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from torch._C._distributed_c10d import HashStore, Store
 
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
-from runtime.rendezvous import Meeting, is_single_node, stay_on_loopback
+from runtime.rendezvous import Meeting, is_single_node, listen_towards, stay_on_loopback
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def init(
         _share_cores()
     if is_single_node():
         stay_on_loopback()
+    else:
+        listen_towards(os.environ.get("MASTER_ADDR", ""))
     backend = "nccl" if where.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
     rank, world_size = rank_from_env(), world_size_from_env()
@@ -111,23 +114,29 @@ def require_same(what: dict[str, str]) -> None:
     """
     if _meeting is None:
         return
-    if problem := _meeting.agree(json.dumps(what), _first_difference):
+    stated = json.dumps({"host": socket.gethostname(), "what": what})
+    if problem := _meeting.agree(stated, _first_difference):
         raise UserError(problem, status=EXIT_BAD_INPUT)
 
 
 def _first_difference(texts: list[str]) -> str:
     stated = [json.loads(text) for text in texts]
-    return next(filter(None, (_difference(stated[0], s, r) for r, s in enumerate(stated))), "")
+    is_one_machine = len({s["host"] for s in stated}) == 1
+    for rank, s in enumerate(stated):
+        who = f"rank {rank}" if is_one_machine else f"rank {rank} on {s['host']}"
+        if told := _difference(stated[0]["what"], s["what"], who):
+            return told
+    return ""
 
 
-def _difference(expected: dict[str, str], got: dict[str, str], rank: int) -> str:
+def _difference(expected: dict[str, str], got: dict[str, str], who: str) -> str:
     different = [k for k in {**expected, **got} if expected.get(k) != got.get(k)]
     if not different:
         return ""
     listed = "; ".join(f"{k}: {got.get(k)} instead of {expected.get(k)}" for k in different[:5])
     more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
     return (
-        f"rank {rank} was started with something else than rank 0: {listed}{more}; "
+        f"{who} was started with something else than rank 0: {listed}{more}; "
         "start all ranks from one source tree, with one command"
     )
 

@@ -52,11 +52,17 @@ def started_with(config: pydantic.BaseModel, files: Iterable[Path]) -> dict[str,
     """What all ranks of a run must have in common: settings, source, packages, small files."""
     same = {key: str(value) for key, value in flat(config.model_dump(mode="json")).items()}
     same |= packages()  # machines may differ in their platform
-    same |= {str(path): _digest([path]) for path in files}
-    return same | {"source": _digest(p for room in _ROOMS for p in (_ROOT / room).rglob("*.py"))}
+    same |= {str(path): digest([path]) for path in files}
+    return same | {"source": source()}
 
 
-def _digest(files: Iterable[Path]) -> str:
+def source() -> str:
+    """A digest of the source tree, as far as a run depends on it."""
+    return digest(path for room in _ROOMS for path in (_ROOT / room).rglob("*.py"))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """16 hexadecimal digits of what files hold and of their names, in one order."""
     whole = hashlib.sha256()
     for path in sorted(files):
         whole.update(path.name.encode() + path.read_bytes())

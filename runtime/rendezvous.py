@@ -4,22 +4,29 @@ The waiting is done here and not inside torch, in short looks: a signal is answe
 who is missing can be named. On one machine nothing listens beyond the loopback interface.
 """
 
+import contextlib
 import datetime
+import fcntl
 import ipaddress
+import json
 import os
 import socket
+import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError
 
 from runtime.errors import Stopped, UserError
+from runtime.launcher import hosts_of_ranks
 
 _LOOPBACK = "127.0.0.1"
 _STOP = "stop"
 _LONGEST_PAUSE_S = 0.25  # between two looks
+_TELL_AFTER_S = 20.0  # who is missing
+_GET_ADDRESS = 0x8915  # SIOCGIFADDR of linux/sockios.h
 
 
 def is_single_node() -> bool:
@@ -39,6 +46,32 @@ def stay_on_loopback() -> None:
     if sys.platform == "linux":
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
+
+
+def listen_towards(host: str) -> None:
+    """Let gloo listen on the interface from which `host` is reached, unless the user chose one.
+
+    Gloo takes the address of this machine's own name. Where that is the loopback interface, as
+    Debian writes it into /etc/hosts, the ranks of other machines would connect to themselves.
+    """
+    if sys.platform != "linux" or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if not ipaddress.ip_address(socket.gethostbyname(socket.gethostname())).is_loopback:
+            return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing: the kernel chooses the way
+        own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            if name != "lo" and _address(probe, name) == own:
+                os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _address(probe: socket.socket, interface: str) -> str:
+    with contextlib.suppress(OSError):
+        request = struct.pack("256s", interface.encode()[:15])
+        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _GET_ADDRESS, request)[20:24])
+    return ""
 
 
 class Meeting:
@@ -81,7 +114,9 @@ class Meeting:
                 wait_for_workers=False,
                 master_listen_fd=listener.detach(),
             )
-        self._await(lambda: _answers(host, port), f"nobody answers at {host}:{port}: is rank 0 up?")
+        nobody = f"nobody answers at {host}:{port}: is rank 0 up there, and no firewall between?"
+        is_first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        self._await(lambda: _answers(host, port), nobody, tells=is_first_here)
         return TCPStore(host, port, len(self._ranks), timeout=timeout, wait_for_workers=False)
 
     def _listen(self, host: str, port: int) -> socket.socket:
@@ -111,17 +146,26 @@ class Meeting:
         return listener
 
     def wait_for_all(self) -> None:
-        """Return when all ranks are here. Raises UserError if one is missing, Stopped on a stop."""
-        self.store.set(f"here/{self._rank}", "")
+        """Return when all ranks are here. Raises UserError if one is missing, Stopped on a stop.
+
+        Rank 0 says who is missing, and on which machine, long before it gives up.
+        """
+        local = [os.environ.get(name) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")]
+        place = [socket.gethostname(), int(local[0] or 0), int(local[1] or local[2] or 1)]
+        self.store.set(f"here/{self._rank}", json.dumps(place))
         if self._rank == 0:
             here = [f"here/{rank}" for rank in self._ranks]
-            self._await(lambda: self.store.check(here), self._missing)
+            self._await(lambda: self.store.check(here), self._missing, tells=True)
             self.store.set("all", "")
         self._await(lambda: self.store.check(["all"]), "not all ranks have come")
 
     def _missing(self) -> str:
-        missing = [rank for rank in self._ranks if not self.store.check([f"here/{rank}"])]
-        return f"of {len(self._ranks)} ranks these have not come: {missing}"
+        come: dict[int, tuple[str, int, int]] = {}
+        for rank in self._ranks:
+            if self.store.check([f"here/{rank}"]):
+                host, local_rank, local_size = json.loads(self.store.get(f"here/{rank}"))
+                come[rank] = (host, local_rank, local_size)
+        return who_is_missing(come, len(self._ranks), hosts_of_ranks())
 
     def agree(self, text: str, judge: Callable[[list[str]], str]) -> str:
         """What rank 0 judges of every rank's text, in rank order; the same on all. Collective.
@@ -165,12 +209,19 @@ class Meeting:
         problem: str | Callable[[], str],
         *,
         stops: bool = True,
+        tells: bool = False,
     ) -> None:
-        pause = 0.01
+        pause, began = 0.01, time.monotonic()
         while not self._holds(condition, stops):
-            if time.monotonic() > self._deadline:
+            now = time.monotonic()
+            if now > self._deadline:
                 text = problem if isinstance(problem, str) else problem()
                 raise UserError(f"no process group after {self._timeout_s:.0f} s: {text}")
+            if tells and now - began > _TELL_AFTER_S:
+                tells = False
+                text = problem if isinstance(problem, str) else problem()
+                rest = max(self._deadline - now, 0)
+                print(f"warning: {text}; waiting {rest:.0f} s more", file=sys.stderr, flush=True)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
@@ -196,6 +247,43 @@ class Meeting:
                 self._joined.set("stop", "")
             return True
         return self._joined is not None and self._joined.check(["stop"])
+
+
+def who_is_missing(
+    come: dict[int, tuple[str, int, int]], world_size: int, hosts: Sequence[str]
+) -> str:
+    """One line with the ranks that have not come, and their machines.
+
+    come: rank → its host, its number there and how many are there; hosts: of all ranks, or empty
+    where the launcher does not tell. Then a rank is where the others of its machine are: launchers
+    number the ranks of a machine in a row.
+    """
+    on: dict[str, list[int]] = {}
+    for rank in range(world_size):
+        if rank not in come:
+            name = hosts[rank] if len(hosts) == world_size else _beside(rank, come)
+            on.setdefault(name, []).append(rank)
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    named = sorted({host for host, _, _ in come.values()})
+    elsewhere = f"a machine other than {_some(named)}" + (f" (of {nodes})" if nodes else "")
+    told = [f"{_some(ranks)} on {name or elsewhere}" for name, ranks in on.items()]
+    missing = world_size - len(come)
+    return (
+        f"of {world_size} ranks {missing} {'has' if missing == 1 else 'have'} not come: rank "
+        f"{'; '.join(told)}; see what was printed there, and whether the machine answers"
+    )
+
+
+def _beside(rank: int, come: dict[int, tuple[str, int, int]]) -> str:
+    for other, (host, local_rank, local_size) in come.items():
+        if 0 <= rank - (other - local_rank) < local_size:
+            return host
+    return ""
+
+
+def _some(items: Sequence[object]) -> str:
+    more = f" and {len(items) - 8} more" if len(items) > 8 else ""
+    return ", ".join(map(str, items[:8])) + more
 
 
 def _answers(host: str, port: int) -> bool:

@@ -15,11 +15,13 @@ HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What neither a shell nor DeepSpeed's own quoting gives a meaning.
 _VALUE = re.compile(r"[\w@%+=:,./ -]*", re.ASCII)
+_PLAIN_PATH = re.compile(r"[\w@+=:,./-]+", re.ASCII)
 _SLOTS = re.compile(r"slots=([0-9]{1,4})")
 MAX_BYTES = 1 << 20
 MAX_HOST_LENGTH = 253  # RFC 1035
+CONNECT_S = 10  # for ssh to reach a host
 # No others are passed on: secrets would stand on a command line.
-PASSED_ON = ("CUDA_", "GLOO_", "NCCL_", "OMP_", "PYTHONPATH", "UCX_")
+PASSED_ON = ("CUDA_", "GLOO_", "INGOT_HOSTS", "NCCL_", "OMP_", "PYTHONPATH", "UCX_")
 _DEFAULT_HOSTFILE = "/job/hostfile"  # DeepSpeed's
 
 
@@ -50,6 +52,15 @@ def check_host(name: str, where: str) -> None:
     """Refuse what is no host name: an option of ssh's, a command, a word of another alphabet."""
     if len(name) > MAX_HOST_LENGTH or not HOST.fullmatch(name):
         raise _refused(f"{where}: {name[:80]!r} is not a host name")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a working folder that DeepSpeed or mpirun would hand to a shell without quotes."""
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        raise _refused(
+            f"{str(path)[:200]!r}: the launchers pass the working folder through a shell; start "
+            "from one with letters, digits and @+=:,./-_ in its path"
+        )
 
 
 def check_environment_file(path: Path) -> None:
@@ -84,6 +95,16 @@ def check_deepspeed(command: Sequence[str], environment: Mapping[str, str], here
             check_environment_file(file)
 
 
+def hosts_text(hosts: Mapping[str, int]) -> str:
+    """Hosts and their slots, as ranks read them (`runtime/launcher.py`): `node1:8,node2:8`."""
+    return ",".join(f"{host}:{slots}" for host, slots in hosts.items())
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those variables that go along to other hosts."""
+    return {n: v for n, v in sorted(environment.items()) if n.startswith(PASSED_ON)}
+
+
 def ssh_command(
     host: str, argv: Sequence[str], environment: Mapping[str, str], folder: Path
 ) -> list[str]:
@@ -93,12 +114,13 @@ def ssh_command(
     UserError.
     """
     check_host(host, "ssh")
-    variables = [f"{n}={v}" for n, v in sorted(environment.items()) if n.startswith(PASSED_ON)]
+    variables = [f"{name}={value}" for name, value in passed_on(environment).items()]
     words = ["env", "-C", str(folder), *variables, *argv]
     if any("\0" in word for word in words) or "=" in argv[0]:
         raise _refused(f"ssh: {argv[0][:80]!r} … cannot be started on another machine")
     # Where the connection is lost, both ends find out within a minute.
-    options = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=15"]
+    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_S}"]
+    options += ["-o", "ServerAliveInterval=15"]
     return ["ssh", *options, "--", host, shlex.join(words)]
 
 

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.cluster.hosts import ssh_command
+from launch.cluster.hosts import hosts_text, ssh_command
 from launch.supervise import END, End, Limits
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+from runtime.launcher import HOSTS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MARGIN_S = 30.0  # for the connection, beyond the grace of the remote supervisor
@@ -22,11 +23,10 @@ _MARGIN_S = 30.0  # for the connection, beyond the grace of the remote superviso
 class _Host:
     """A machine and the ssh that runs there."""
 
-    def __init__(self, name: str, argv: Sequence[str]) -> None:
+    def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
-        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
         self.process = subprocess.Popen(
-            ssh_command(name, argv, environment, Path.cwd()),
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # Ctrl-C is for us
@@ -64,21 +64,31 @@ class _Host:
             self.process.stdin.close()
 
 
+def host_commands(
+    hosts: Mapping[str, int], script: Sequence[str], port: int, limits: Limits
+) -> dict[str, list[str]]:
+    """The ssh of every host: a supervisor, torchrun, and `script`. Raises UserError."""
+    first = next(iter(hosts))
+    supervise = [sys.executable, "-m", "launch", "supervise", "--max-restarts", "0"]
+    supervise += ["--grace", str(limits.grace_s), "--until-eof", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), HOSTS: hosts_text(hosts)}
+    found = {}
+    for number, (host, slots) in enumerate(hosts.items()):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))]
+        torchrun += ["--node-rank", str(number), "--nproc-per-node", str(slots)]
+        torchrun += ["--master-addr", first, "--master-port", str(port)]
+        found[host] = ssh_command(host, [*supervise, *torchrun, *script], environment, Path.cwd())
+    return found
+
+
 class Remote:
     """torchrun with `script` on every host; the first one is where they meet."""
 
     def __init__(
         self, hosts: dict[str, int], script: Sequence[str], port: int, limits: Limits
     ) -> None:
-        first = next(iter(hosts))
-        supervise = [sys.executable, "-m", "launch", "supervise", "--max-restarts", "0"]
-        supervise += ["--grace", str(limits.grace_s), "--until-eof", "--"]
-        self._hosts = []
-        for number, (host, slots) in enumerate(hosts.items()):
-            torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))]
-            torchrun += ["--node-rank", str(number), "--nproc-per-node", str(slots)]
-            torchrun += ["--master-addr", first, "--master-port", str(port)]
-            self._hosts.append(_Host(host, [*supervise, *torchrun, *script]))
+        commands = host_commands(hosts, script, port, limits)
+        self._hosts = [_Host(host, command) for host, command in commands.items()]
         self._kill_at = float("inf")
         self._grace_s = limits.grace_s
         self._heard: set[int] = set()
@@ -106,6 +116,8 @@ class Remote:
 
     def end(self) -> End:
         """The worst of what the hosts tell."""
+        # A host that was lost first: what the others say follows from it.
+        self._hosts.sort(key=lambda host: host.end is not None)
         ends = [host.end or self._lost(host) for host in self._hosts]
         statuses = {end.status for end in ends}
         step = max(end.step for end in ends)
@@ -125,4 +137,6 @@ class Remote:
         status = host.process.returncode
         if status == EXIT_BAD_INPUT:
             return End(EXIT_BAD_INPUT, -1, "")
-        return End(EXIT_FAILED, -1, f"ssh ended with status {status}")
+        return End(
+            EXIT_FAILED, -1, f"the connection was lost, or there never was one (ssh: {status})"
+        )
