@@ -3,6 +3,9 @@
 # Bi et al. 2024 ("DeepSeek LLM"), equation 1, fitted to runs of up to 2e19 FLOPs: with C the FLOPs
 # of training, a batch of 0.2920·C^0.3271 tokens and a rate of 0.3118·C^-0.1250.
 _BATCH, _BATCH_POWER = 0.2920, 0.3271
+# Times the advised batch from which on it counts as too large; nearer to it the loss hardly depends
+# on the batch (the same, figure 3).
+MUCH_LARGER = 2.0
 _RATE, _RATE_POWER = 0.3118, -0.1250
 
 

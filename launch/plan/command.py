@@ -18,7 +18,7 @@ from launch.plan.text import plan_record, plan_text
 from launch.plan.write import as_yaml, comment_for, planned
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
-_MOST_GPUS = 1_000_000
+_MOST_GPUS, _MOST_SEQUENCES = 1_000_000, 10_000_000
 _NETWORK = {  # option → field of Network, unit and its size
     "link": ("link", "GB/s", GB, "of a GPU inside a node"),
     "wire": ("wire", "GB/s", GB, "of a GPU between nodes"),
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if not found.fitting:
         raise UserError(nothing_fits(ask, found), status=EXIT_BAD_INPUT)
     best = best_of(found)
-    points = scaling.simulate(ask, options.threshold)
+    points = scaling.simulate(ask, options.threshold, tokens)
     command = shlex.join(["python", "-m", "launch", "plan", *argv])
     _write(options, ask, best[0], tokens, command)
     if options.plot:
@@ -111,6 +111,15 @@ def _ask(options: argparse.Namespace) -> tuple[Ask, int]:
     per_node = options.gpus_per_node or min(8, options.gpus)
     if options.gpus_per_node is not None:
         _in_range("--gpus-per-node", options.gpus_per_node, 1024)
+    for name, value, most in (
+        ("--threshold", options.threshold, 1.0),
+        ("--host-memory", options.host_memory, 1e6),
+    ):
+        if not 0 < value <= most:
+            raise UserError(
+                f"{name}: got {value:g}, expected more than 0 and at most {most:g}",
+                status=EXIT_BAD_INPUT,
+            )
     device = find(options.gpu)
     subject = find_subject(options.model, options.data)
     tokens = parse_count(options.tokens, "--tokens") if options.tokens else subject.tokens
@@ -184,6 +193,7 @@ def _batch(options: argparse.Namespace, ask: Ask, tokens: int) -> int:
     """Sequences of a step: as asked or written, or as scaling laws advise."""
     if options.global_batch_size:
         batch = parse_count(options.global_batch_size, "--global-batch-size")
+        _in_range("--global-batch-size", batch, _MOST_SEQUENCES)
     elif ask.subject.global_batch_size:
         batch = ask.subject.global_batch_size
     else:

@@ -2,9 +2,10 @@
 
 from typing import Any, NamedTuple
 
+from launch.plan.batch import MUCH_LARGER, advised_tokens
 from launch.plan.explain import shares
 from launch.plan.quantities import count_text, duration
-from launch.plan.search import Ask, Candidate, mfu, search
+from launch.plan.search import Ask, Candidate, flops, mfu, search
 
 COUNTS = tuple(2**power for power in range(15))  # 1 to 16,384
 
@@ -20,12 +21,14 @@ class Point(NamedTuple):
     breaks: tuple[str, ...]
 
 
-def simulate(ask: Ask, threshold: float) -> list[Point]:
+def simulate(ask: Ask, threshold: float, tokens: int) -> list[Point]:
     """Plan the same run on 1, 2, 4, … 16,384 GPUs.
 
     The batch stays as asked while there is a sequence for every rank, and grows with the ranks
-    after that. threshold: efficiency below which scaling counts as broken.
+    after that. threshold: efficiency below which scaling counts as broken. tokens: of the run,
+    which decide how large a batch is advised.
     """
+    advised = advised_tokens(flops(ask).causal * tokens) / ask.seq_len
     found = []
     for gpus in COUNTS:
         batch = batch_for(ask.global_batch_size, gpus)
@@ -33,7 +36,9 @@ def simulate(ask: Ask, threshold: float) -> list[Point]:
         fitting = search(at).fitting
         found.append((at, fitting[0] if fitting else None))
     most = max((one.tokens_per_second / at.gpus for at, one in found if one), default=0.0)
-    return [_point(at, best, most, threshold, ask) for at, best in found]
+    return [
+        _point(at, best, most, threshold, (ask.global_batch_size, advised)) for at, best in found
+    ]
 
 
 def batch_for(asked: int, gpus: int) -> int:
@@ -41,20 +46,27 @@ def batch_for(asked: int, gpus: int) -> int:
     return -(-asked // gpus) * gpus
 
 
-def _point(ask: Ask, best: Candidate | None, most: float, threshold: float, asked: Ask) -> Point:
-    breaks = []
+def _point(
+    ask: Ask,
+    best: Candidate | None,
+    most: float,
+    threshold: float,
+    batches: tuple[int, float],
+) -> Point:
+    """batches: sequences a step as asked, and as advised."""
+    breaks, (asked, advised) = [], batches
     if best is None:
         return Point(ask.gpus, ask.global_batch_size, None, None, None, ("does not fit",))
     efficiency = best.tokens_per_second / ask.gpus / most
     if efficiency < threshold:
         breaks.append(f"efficiency below {threshold:.0%}")
-    if ask.gpus > asked.global_batch_size:
-        breaks.append(
-            f"micro-batch below 1: the batch grows to {ask.global_batch_size:,} of "
-            f"{asked.global_batch_size:,} asked"
-        )
-    elif ask.global_batch_size > asked.global_batch_size:
-        breaks.append(f"batch rounded up from {asked.global_batch_size:,}")
+    batch = ask.global_batch_size
+    if ask.gpus > asked:
+        breaks.append(f"micro-batch below 1: the batch grows to {batch:,} of {asked:,} asked")
+    elif batch > asked:
+        breaks.append(f"batch rounded up from {asked:,}")
+    if batch > max(asked, MUCH_LARGER * advised):
+        breaks.append(f"batch {batch / advised:.1f} times as large as scaling laws advise")
     return Point(
         ask.gpus,
         ask.global_batch_size,

@@ -5,6 +5,7 @@ computed again, the micro-batches that divide the batch, from the largest that f
 not divided (`sequence_parallel` stays 1), since the engine cannot do it yet.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -171,8 +172,9 @@ def _fitting(ask: Ask, combination: Layout) -> Iterator[Candidate]:
 
 
 def divisors(number: int) -> list[int]:
-    """All that divide it."""
-    return [n for n in range(1, number + 1) if number % n == 0]
+    """All that divide it, in order."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def memory_of(ask: Ask, layout: Layout) -> RunMemory:

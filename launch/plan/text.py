@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.plan import explain
+from launch.plan.batch import MUCH_LARGER, advised_tokens
 from launch.plan.quantities import count_text, duration, gigabytes
-from launch.plan.search import Ask, Candidate, Found, mfu
+from launch.plan.search import Ask, Candidate, Found, flops, mfu
 from model.flops import parameters
 
 
@@ -21,6 +22,7 @@ def plan_text(ask: Ask, found: Found, best: Sequence[Candidate], tokens: int) ->
         f"{ask.gpus:,} × {ask.device.name}, {ask.gpus_per_node} per node, {ask.precision}"
         f"{', compiled' if ask.compile else ''}",
         network_text(ask),
+        batch_text(ask, tokens),
     ]
     for place, candidate in enumerate(best, 1):
         lines += ["", *_candidate(ask, candidate, place, best[0], tokens)]
@@ -28,6 +30,16 @@ def plan_text(ask: Ask, found: Found, best: Sequence[Candidate], tokens: int) ->
         lines += ["", "what does not fit:"]
         lines += [f"  {reason}" for reason in explain.why_not(ask, found)]
     return lines
+
+
+def batch_text(ask: Ask, tokens: int) -> str:
+    """The batch beside what scaling laws advise for the run."""
+    advised = advised_tokens(flops(ask).causal * tokens)
+    step = ask.global_batch_size * ask.seq_len
+    told = f"batch of {count_text(step)} tokens; scaling laws advise {count_text(advised)}"
+    if step > MUCH_LARGER * advised:
+        return f"{told}: one {step / advised:.1f} times as large learns less from each token"
+    return told
 
 
 def network_text(ask: Ask) -> str:
@@ -79,6 +91,7 @@ def plan_record(ask: Ask, found: Found, best: Sequence[Candidate], tokens: int) 
         "seq_len": ask.seq_len,
         "global_batch_size": ask.global_batch_size,
         "precision": ask.precision,
+        "advised_tokens_per_step": advised_tokens(flops(ask).causal * tokens),
         "network": ask.network._asdict(),
         "host_memory_bytes": ask.host_memory,
         "best": [_record(ask, candidate, tokens) for candidate in best],

@@ -110,6 +110,12 @@ def test_network_options_change_the_plan(capsys: pytest.CaptureFixture[str]) -> 
         (["llama-3-8b", "--global-batch-size", "64", "--tokens", "10k"], "less than one step"),
         (["llama-3-8b", "--gpu", "v100-32", "--precision", "bf16", "--tokens", "1B"], "no bf16"),
         (["llama-3-8b", "--wire", "0", "--tokens", "1B"], "--wire: got 0.0, expected a number of"),
+        (["llama-3-8b", "--threshold", "nan", "--tokens", "1B"], "--threshold: got nan"),
+        (["llama-3-8b", "--host-memory", "-1", "--tokens", "1B"], "--host-memory: got -1"),
+        (
+            ["llama-3-8b", "--global-batch-size", "1T", "--tokens", "100T"],
+            "--global-batch-size: got 1000000000000, expected 1 to 10,000,000",
+        ),
         (["llama-3-8b", "--wire", "nan", "--tokens", "1B"], "--wire: got nan"),
         (["llama-3-8b", "--overlap", "2", "--tokens", "1B"], "--overlap: got 2.0, expected 0 to 1"),
         (

@@ -26,6 +26,8 @@ from launch.plan.subject import find_subject
 from runtime import sections
 from runtime.deepspeed_config import deepspeed_config
 
+TOKENS = 10**12
+
 
 def ask(model: str = "llama-3-8b", gpu: str = "h100", **more: Any) -> Ask:
     device = find(gpu)
@@ -187,14 +189,27 @@ def test_ranks_of_a_cpu_share_its_memory() -> None:
 
 
 def test_divisors() -> None:
-    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+    for number in (1, 12, 36, 97, 512):
+        assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
+
+
+def test_states_are_those_of_rajbhandari_et_al() -> None:
+    """Table 1: 2Ψ + 2Ψ + 12Ψ, of which each stage divides one more by the ranks."""
+    asked = ask("llama-2-7b", gpus=64)
+    size = 6_738_415_616
+    for candidate in search(asked).fitting:
+        if candidate.layout.offload != "none" or candidate.layout.shard_ranks:
+            continue
+        weights = 64 if candidate.layout.zero_stage == 3 else 1
+        assert candidate.memory.optimizer == pytest.approx(12 * size / 64, rel=0.05)
+        assert candidate.memory.weights == pytest.approx(2 * size / weights, rel=0.01)
 
 
 # --- scaling -------------------------------------------------------------------------------------
 
 
 def test_scaling_keeps_the_batch_until_there_is_a_sequence_for_each_rank() -> None:
-    points = scaling.simulate(ask("llama-2-7b", global_batch_size=256), 0.8)
+    points = scaling.simulate(ask("llama-2-7b", global_batch_size=256), 0.8, TOKENS)
     assert [point.gpus for point in points] == [2**n for n in range(15)]
     for point in points:
         assert point.global_batch_size == max(256, point.gpus)
@@ -208,17 +223,17 @@ def test_scaling_keeps_the_batch_until_there_is_a_sequence_for_each_rank() -> No
 def test_scaling_breaks_where_the_network_is_slow() -> None:
     asked = ask("llama-2-7b", global_batch_size=256)
     slow = asked._replace(network=asked.network._replace(wire=2e9))
-    points = {point.gpus: point for point in scaling.simulate(slow, 0.8)}
+    points = {point.gpus: point for point in scaling.simulate(slow, 0.8, TOKENS)}
     assert not points[8].breaks
     assert any("efficiency below 80%" in why for why in points[64].breaks)
     assert "breaks at " in scaling.first_break(list(points.values()))
-    relaxed = {point.gpus: point for point in scaling.simulate(slow, 0.01)}
+    relaxed = {point.gpus: point for point in scaling.simulate(slow, 0.01, TOKENS)}
     assert not any("efficiency" in why for why in relaxed[64].breaks)
 
 
 def test_scaling_tells_what_does_not_fit() -> None:
     asked = ask("llama-3-70b", global_batch_size=1024, host_memory=50e9)
-    points = scaling.simulate(asked, 0.8)
+    points = scaling.simulate(asked, 0.8, TOKENS)
     assert points[0].best is None
     assert points[0].breaks == ("does not fit",)
     assert points[10].best is not None
@@ -229,7 +244,9 @@ def test_scaling_tells_what_does_not_fit() -> None:
 
 def test_a_batch_that_ranks_cannot_share_is_rounded_up() -> None:
     assert [scaling.batch_for(96, n) for n in (1, 32, 64, 128)] == [96, 96, 128, 128]
-    points = {p.gpus: p for p in scaling.simulate(ask("gpt2-124m", global_batch_size=96), 0.0)}
+    points = {
+        p.gpus: p for p in scaling.simulate(ask("gpt2-124m", global_batch_size=96), 0.0, TOKENS)
+    }
     assert points[64].breaks == ("batch rounded up from 96",)
 
 
@@ -239,3 +256,12 @@ def test_layouts_in_words() -> None:
         "ZeRO-3, hpZ groups of 8, micro-batch 2 × 4, computes whole blocks again, optimizer in "
         "host memory"
     )
+
+
+def test_batches_far_beyond_the_advised_one_are_told() -> None:
+    asked = ask("gpt2-124m", gpus=8, global_batch_size=512)
+    points = scaling.simulate(asked, 0.0, 10**10)
+    # 124M weights, the head's among them, and half of the attention of 1,024 tokens: 6.7e8 FLOPs a
+    # token; 6.7e18 of the run advise 0.42M tokens, 410 sequences; twice that are 820.
+    told = [p.gpus for p in points if any("scaling laws advise" in why for why in p.breaks)]
+    assert told == [1024, 2048, 4096, 8192, 16384]
