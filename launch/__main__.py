@@ -27,6 +27,8 @@ COMMANDS = {
     "deepspeed": Command("launch.cluster.deepspeed", "the same, by DeepSpeed's runner"),
     "mpi": Command("launch.cluster.mpi", "the same, by OpenMPI's mpirun"),
     "network": Command("launch.cluster.network", "check hosts and measure their network"),
+    "slurm": Command("launch.cluster.slurm", "train as a Slurm job, an array or a chain of jobs"),
+    "kubernetes": Command("launch.cluster.kubernetes", "train as an indexed Job of Kubernetes"),
     "supervise": Command(
         "launch.supervise_command", "start a training command, and start it again when it fails"
     ),

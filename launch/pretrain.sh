@@ -2,13 +2,19 @@
 #SBATCH --job-name=ingot-pretrain
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR1@300
 ''':'
 # One file, three languages: bash reads up to `exec`, Slurm reads the #SBATCH lines, and Python
 # takes this part as a string. So `deepspeed`, `torchrun`, `bash` and `sbatch` all start it.
 case $0 in
-    */slurm_script) root=$SLURM_SUBMIT_DIR ;; # Slurm runs a copy: submit from the source tree
+    */slurm_script) root=${INGOT_ROOT:-$SLURM_SUBMIT_DIR} ;; # Slurm runs a copy of this file
     *) root=$(cd "$(dirname "$0")/.." && pwd) ;;
 esac
+if [ ! -e "$root/launch/start.sh" ]; then
+    echo "error: $root is not the source tree; submit from there, or with python -m launch slurm" >&2
+    exit 2
+fi
 exec bash "$root/launch/start.sh" "$root/launch/pretrain.sh" "$@"
 '''
 

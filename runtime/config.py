@@ -181,7 +181,7 @@ def _apply_overrides(source: _Source, overrides: Sequence[str]) -> None:
         dotted = dotted.lstrip("-")
         if not equals or not dotted:
             raise ConfigError([f"command line: {override!r}: expected key.subkey=value"])
-        value = _parse_yaml(f"value: {text}", f"command line: {dotted}").data["value"]
+        value = read_value(text, dotted)
         at = source.data
         *parents, last = dotted.split(".")
         for parent in parents:
@@ -190,6 +190,11 @@ def _apply_overrides(source: _Source, overrides: Sequence[str]) -> None:
             at = at[parent]
         at[last] = value
         source.where[dotted] = "command line"
+
+
+def read_value(text: str, name: str) -> Any:
+    """A value as it is read from an override. Raises ConfigError, which tells the name."""
+    return _parse_yaml(f"value: {text}", f"command line: {name}").data["value"]
 
 
 # --- validation ------------------------------------------------------------------------------

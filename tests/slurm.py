@@ -1,4 +1,8 @@
-"""A Slurm of one node, on loopback: munged, slurmctld and slurmd of Debian, ended by pid."""
+"""A Slurm of one node, on loopback: munged, slurmctld and slurmd of Debian, ended by pid.
+
+Jobs of the partition `urgent` pre-empt those of `test`, which get a signal and 20 s. A job that is
+queued again starts after 6 s (`cred_expire`); a real cluster's wait two minutes.
+"""
 
 import contextlib
 import os
@@ -22,7 +26,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -43,7 +47,10 @@ StateSaveLocation={folder}/state
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=16000 State=UNKNOWN
-PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=test Nodes={host} Default=YES PriorityTier=1 GraceTime=20 MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes={host} PriorityTier=10 MaxTime=INFINITE State=UP
 """
 
 

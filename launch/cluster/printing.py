@@ -1,6 +1,7 @@
 """Command lines as a person would type them, so that each can be read before anything runs."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,8 @@ def _with_values(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     previous = ""
     for word in words:
-        if previous.startswith("--") and previous != "--" and not word.startswith("-"):
+        is_option = re.fullmatch(r"--[\w-]+", previous)
+        if is_option and not word.startswith("-"):
             found[-1] += f" {quoted(word)}"
         else:
             found.append(quoted(word))

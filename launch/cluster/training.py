@@ -25,6 +25,11 @@ class Training(NamedTuple):
     config: StageConfig
 
     @property
+    def file(self) -> Path:
+        """The config."""
+        return Path(self.path)
+
+    @property
     def words(self) -> list[str]:
         """The script and its arguments."""
         return [str(ROOT / "launch" / f"{self.stage}.sh"), self.path, *self.overrides]
@@ -76,6 +81,11 @@ def read_config(
     if stage == "finetune":
         return load(FinetuneConfig, path, overrides, check)
     return load(PretrainConfig, path, overrides, check)
+
+
+def built_in(stage: str) -> Path | None:
+    """The config that a stage's script takes where none is given."""
+    return ROOT / "pretrain" / "configs" / "demo.yaml" if stage == "pretrain" else None
 
 
 def counted(name: str, least: int, most: int) -> Callable[[str], int]:
