@@ -23,6 +23,7 @@ from launch.plan.search import (
     time_of,
 )
 from launch.plan.subject import find_subject
+from launch.plan.write import planned
 from runtime import sections
 from runtime.deepspeed_config import deepspeed_config
 
@@ -265,3 +266,29 @@ def test_batches_far_beyond_the_advised_one_are_told() -> None:
     # token; 6.7e18 of the run advise 0.42M tokens, 410 sequences; twice that are 820.
     told = [p.gpus for p in points if any("scaling laws advise" in why for why in p.breaks)]
     assert told == [1024, 2048, 4096, 8192, 16384]
+
+
+def test_the_ranks_of_a_node_share_its_memory() -> None:
+    asked = ask("llama-2-13b", gpus=8, global_batch_size=64)
+    needs = sorted({8 * one.memory.host for one in search(asked).fitting})
+    tight = asked._replace(host_memory=needs[len(needs) // 2])
+    found = search(tight)
+    assert all(8 * one.memory.host <= tight.host_memory for one in found.fitting)
+    short = [one for one in found.refused if one.is_host]
+    assert short
+    assert any("host memory" in reason for reason in explain.why_not(tight, found))
+
+
+def test_the_config_of_every_candidate_says_its_layout() -> None:
+    asked = ask("llama-2-13b", gpus=16, global_batch_size=64)
+    seen = set()
+    for candidate in search(asked).fitting:
+        layout, config = candidate.layout, planned(asked, candidate, TOKENS)
+        seen.add(layout.recompute)
+        assert config.parallel.zero_stage == layout.zero_stage
+        assert config.parallel.activation_checkpointing == layout.recompute
+        assert config.parallel.offload == layout.offload
+        assert config.micro_batch_size(16) == layout.micro_batch_size
+        assert config.accumulation_steps(16) == layout.accumulation_steps
+        assert config.tokens_per_step == layout.tokens_per_step
+    assert len(seen) > 1
