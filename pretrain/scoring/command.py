@@ -15,7 +15,7 @@ from pretrain.scoring.records import Target, targets
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
 DTYPES = ("fp32", "bf16", "fp16")
-_SHOWN = ("perplexity", "bits_per_byte", "nats_per_token", "word_perplexity", "tokens")
+_SHOWN = ("perplexity", "bits_per_byte", "nats_per_token", "word_perplexity")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -117,7 +117,7 @@ def _of_texts(
             )
         if not found.scored:
             raise UserError(f"{texts.name}: holds no text to score", status=EXIT_BAD_INPUT)
-        yield target.record(kind, texts.name, found.metrics(), settings)
+        yield target.record(kind, texts.name, settings, found.metrics(), found.counts())
 
 
 def _only_texts(texts: TextSet) -> Iterator[str]:
@@ -146,18 +146,16 @@ def _of_tasks(target: Target, options: argparse.Namespace, device: str) -> Itera
         options.online,
     )
     for task, metrics in run_tasks(target.path, asked, device, options.dtype).items():
-        yield target.record("task", task, metrics, settings)
+        yield target.record("task", task, settings, metrics)
 
 
 def _line(record: dict[str, Any]) -> str:
     metrics = record["metrics"]
     names = [name for name in _SHOWN if name in metrics] or list(metrics)
-    told = "  ".join(f"{name.replace('_', ' ')} {_number(metrics[name])}" for name in names)
-    return f"{record['checkpoint']}  {record['name']}  {told}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    told = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in names)
+    tokens = record["counts"].get("scored_tokens")
+    of = "" if tokens is None else f"  ({tokens:,} tokens)"
+    return f"{record['checkpoint']}  {record['name']}  {told}{of}"
 
 
 def _say(text: str) -> None:

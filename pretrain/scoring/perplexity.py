@@ -59,11 +59,16 @@ class Score:
             "bits_per_byte": whole / math.log(2) / max(self.bytes, 1),
             "nats_per_character": whole / max(self.characters, 1),
             "word_perplexity": _exp(whole / max(self.words, 1)),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How much was read."""
+        return {
+            "documents": self.documents,
             "tokens": self.tokens,
             "scored_tokens": self.scored,
-            "documents": self.documents,
-            "bytes": self.bytes,
             "unknown_tokens": self.unknown,
+            "bytes": self.bytes,
         }
 
 

@@ -1,7 +1,8 @@
 """RUN/scores.jsonl: what checkpoints of a run scored, one JSON object a line.
 
 `step`, `checkpoint` (a name under RUN/checkpoints), `kind` (perplexity, pseudo_perplexity or task),
-`name` (of the texts or the task), `metrics`, and the `settings` under which they were found.
+`name` (of the texts or the task), `metrics`, `counts` of what was read, and the `settings` under
+which they were found.
 """
 
 from pathlib import Path
@@ -25,7 +26,12 @@ class Target(NamedTuple):
     run: Path | None = None
 
     def record(
-        self, kind: str, name: str, metrics: dict[str, float], settings: dict[str, Any]
+        self,
+        kind: str,
+        name: str,
+        settings: dict[str, Any],
+        metrics: dict[str, float],
+        counts: dict[str, int] | None = None,
     ) -> dict[str, Any]:
         """Return a line of scores.jsonl."""
         return {
@@ -34,14 +40,16 @@ class Target(NamedTuple):
             "kind": kind,
             "name": name,
             "metrics": metrics,
+            "counts": counts or {},
             "settings": settings,
         }
 
     def is_scored(self, kind: str, name: str, settings: dict[str, Any]) -> bool:
         """Whether the run has this score already, under the same settings."""
-        wanted = self.record(kind, name, {}, settings)
+        wanted = self.record(kind, name, settings, {})
         return self.run is not None and any(
-            {**found, "metrics": {}} == wanted for found in read_metrics(self.run / NAME)
+            {**found, "metrics": {}, "counts": {}} == wanted
+            for found in read_metrics(self.run / NAME)
         )
 
     def write(self, record: dict[str, Any]) -> None:

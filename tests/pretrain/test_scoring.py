@@ -160,7 +160,7 @@ def test_scores_stand_beside_the_run_by_step(
     assert "perplexity" in capsys.readouterr().out
     records = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [4, 8]
-    assert records[0]["metrics"]["documents"] == 4
+    assert records[0]["counts"]["documents"] == 4
     assert records[0]["name"] == str(text)
 
     assert main(command) == 0  # nothing is scored twice
@@ -170,7 +170,7 @@ def test_scores_stand_beside_the_run_by_step(
     text.write_text("another text", encoding="utf-8")
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [record["metrics"]["documents"] for record in found] == [1, 1]
+    assert [record["counts"]["documents"] for record in found] == [1, 1]
 
 
 def test_damaged_checkpoints_are_not_scored(causal: Path, tmp_path: Path) -> None:
