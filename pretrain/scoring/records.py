@@ -14,6 +14,7 @@ from runtime.checkpoint import list_checkpoints, verify
 from runtime.checkpoint.format import step_of
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.records import read_metrics
+from runtime.sinks.tensorboard import write_scores
 
 NAME = "scores.jsonl"
 
@@ -53,8 +54,8 @@ class Target(NamedTuple):
         )
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append to the run's scores; a directory outside of a run has none."""
-        if self.run is None:
+        """Append to the run's scores, also for TensorBoard; a directory of no run has none."""
+        if self.run is None or self.step is None:
             return
         path = self.run / NAME
         try:
@@ -62,6 +63,10 @@ class Target(NamedTuple):
                 file.write(orjson.dumps(record) + b"\n")
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        if (self.run / "tensorboard").is_dir():
+            name = record["name"]
+            values = {f"{name}/{metric}": value for metric, value in record["metrics"].items()}
+            write_scores(self.run / "tensorboard" / "scores", self.step, values)
 
 
 def targets(source: Path, *, every_checkpoint: bool = False) -> list[Target]:

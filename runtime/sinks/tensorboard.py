@@ -53,3 +53,15 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def write_scores(folder: Path, step: int, values: Mapping[str, float]) -> None:
+    """Add numbers of a step that the run itself does not write, such as a checkpoint's scores.
+
+    folder: of their own, for TensorBoard reads the newest file of a folder alone.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)

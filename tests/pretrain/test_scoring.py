@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -153,6 +154,7 @@ def test_scores_stand_beside_the_run_by_step(
     causal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_with(tmp_path / "run", causal, (4, 8))
+    (run / "tensorboard").mkdir()
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(TEXTS), encoding="utf-8")
     command = ["evaluate", str(run), str(text), "--document", "paragraph", "--every-checkpoint"]
@@ -162,6 +164,11 @@ def test_scores_stand_beside_the_run_by_step(
     assert [record["step"] for record in records] == [4, 8]
     assert records[0]["counts"]["documents"] == 4
     assert records[0]["name"] == str(text)
+
+    events = EventAccumulator(str(run / "tensorboard" / "scores")).Reload()
+    told = [(e.step, e.value) for e in events.Scalars(f"{text}/perplexity")]
+    values = [record["metrics"]["perplexity"] for record in records]
+    assert told == [(4, pytest.approx(values[0])), (8, pytest.approx(values[1]))]
 
     assert main(command) == 0  # nothing is scored twice
     assert "is scored already" in capsys.readouterr().err
