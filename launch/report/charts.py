@@ -17,6 +17,7 @@ COLOURS = 8  # .c0 … .c7 of the page's style; beyond that they come again, das
 _MOST_DRAWN = 300  # buckets of one line
 _ENVELOPE_FROM = 60  # points of a noisy quantity that are drawn thin, with their mean on top
 _FONT = 11
+_LABEL = 200.0  # as wide as the name of a class may be
 
 
 class Line(NamedTuple):
@@ -25,6 +26,7 @@ class Line(NamedTuple):
     label: str
     curve: Curve
     noisy: bool = True
+    colour: int | None = None  # the same in all charts of a page; None: by its place in this one
 
 
 class Mark(NamedTuple):
@@ -56,16 +58,26 @@ def chart(
         pictures += f'<div class="by-tokens">{by_tokens}</div>'
     else:
         pictures += f'<div class="by-tokens">{by_step}</div>'
-    legend = "".join(
-        f'<li><span class="key k{place % COLOURS}{_dash(place)}"></span>{html.escape(line.label)}'
-        "</li>"
-        for place, (line, _) in enumerate(drawn)
-    )
-    legend = f'<ul class="legend">{legend}</ul>' if len(drawn) > 1 else ""
+    legend = _legend(drawn, has_marks=bool(marks))
     scale = ' <span class="unit">logarithmic</span>' if is_log else ""
     shown = f' <span class="unit">{html.escape(unit)}</span>' if unit else ""
     caption = f"<figcaption><b>{html.escape(title)}</b>{shown}{scale}</figcaption>"
     return f"<figure>{caption}{pictures}{legend}</figure>"
+
+
+def _legend(drawn: Sequence[tuple[Line, Points]], *, has_marks: bool) -> str:
+    """What each colour is; nothing where one line says all that the title does."""
+    items = []
+    if len(drawn) > 1 or drawn[0][0].colour is not None:
+        items = [
+            f'<li><span class="key k{colour % COLOURS}{_dash(colour)}"></span>'
+            f"{html.escape(line.label)}</li>"
+            for place, (line, _) in enumerate(drawn)
+            for colour in [place if line.colour is None else line.colour]
+        ]
+    if has_marks:
+        items.append('<li><span class="key event"></span>event (see the table)</li>')
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
 def _dash(place: int) -> str:
@@ -99,7 +111,8 @@ def _picture(
     parts = [_grid(x, y, "tokens" if by_tokens else "step")]
     parts += _drawn_marks(marks, x, drawn[0][1], by_tokens=by_tokens)
     for place, ((line, points), at) in enumerate(zip(drawn, where, strict=True)):
-        parts.append(_drawn_line(line, points, x.at(at), y, place))
+        colour = place if line.colour is None else line.colour
+        parts.append(_drawn_line(line, points, x.at(at), y, colour))
     told = "; ".join(_describe(line, unit) for line, _ in drawn)
     axis = "tokens" if by_tokens else "steps"
     return (
@@ -215,12 +228,13 @@ def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
     """Rows are true classes, columns predicted ones, shaded by share of the row."""
     cell = 24 if len(labels) <= 12 else 16 if len(labels) <= 25 else 9
     font = min(_FONT, cell + 2) if cell > 9 else 8
-    margin = 22 + min(150.0, max((text_width(label, font) for label in labels), default=0))
+    shown = [fitted(label, font, _LABEL) for label in labels]
+    margin = 22 + max((text_width(label, font) for label in shown), default=0)
     size = margin + cell * len(labels) + 4
     parts = []
     for row, (label, line) in enumerate(zip(labels, counts, strict=True)):
         total, middle = max(1, sum(line)), margin + (row + 0.5) * cell
-        name = html.escape(label)
+        name = html.escape(shown[row])
         parts.append(
             f'<text x="{margin - 5:.0f}" y="{middle + font / 3:.1f}" text-anchor="end"'
             f' font-size="{font}">{name}</text>'
@@ -265,3 +279,12 @@ def text_width(text: str, size: float) -> float:
     """About how wide a text is: Chinese, Japanese and Korean characters are twice the others."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     return size * (wide + 0.58 * (len(text) - wide))
+
+
+def fitted(text: str, size: float, width: float) -> str:
+    """As much of the beginning of a text as a width has room for."""
+    if text_width(text, size) <= width:
+        return text
+    while text and text_width(f"{text}…", size) > width:
+        text = text[:-1]
+    return f"{text}…"

@@ -27,9 +27,7 @@ def section(runs: Sequence[Run], quantities: Sequence["Single"], rates: sections
         _overlay(runs, "model-FLOPs utilisation", "mfu", "share of peak"),
     ]
     for single in quantities:
-        lines = [
-            Line(run.name, curve, single.noisy) for run in runs if (curve := run.curve(single.key))
-        ]
+        lines = _lines(runs, single.key, noisy=single.noisy)
         charts.append(chart(single.title, lines, unit=single.unit, log=single.log))
     charts += _score_charts(runs)
     count = {"pretrain": "pretraining", "finetune": "fine-tuning"}[runs[0].stage]
@@ -40,8 +38,13 @@ def section(runs: Sequence[Run], quantities: Sequence["Single"], rates: sections
 
 
 def _overlay(runs: Sequence[Run], title: str, key: str, unit: str) -> str:
-    lines = [Line(run.name, curve) for run in runs if (curve := run.curve(key)) is not None]
-    return chart(title, lines, unit=unit)
+    return chart(title, _lines(runs, key), unit=unit)
+
+
+def _lines(runs: Sequence[Run], key: str, *, noisy: bool = True) -> list[Line]:
+    """A line for each run that has the quantity; a run keeps its colour from chart to chart."""
+    curves = [(place, run.name, run.curve(key)) for place, run in enumerate(runs)]
+    return [Line(name, curve, noisy, place) for place, name, curve in curves if curve]
 
 
 def _final_numbers(runs: Sequence[Run], rates: sections.Rates) -> str:
@@ -98,9 +101,11 @@ def metrics_in_words(score: dict[str, Any]) -> str:
 
 
 def _score_charts(runs: Sequence[Run]) -> list[str]:
-    by_run = [(run, scores_of(run)) for run in runs]
-    titles = list(dict.fromkeys(title for _, curves in by_run for title in curves))
-    return [
-        chart(title, [Line(run.name, held[title], False) for run, held in by_run if title in held])
-        for title in titles[:_MOST_SCORES]
-    ]
+    found = [scores_of(run) for run in runs]
+    titles = list(dict.fromkeys(title for curves in found for title in curves))
+    charts = []
+    for title in titles[:_MOST_SCORES]:
+        curves = [(place, held.get(title)) for place, held in enumerate(found)]
+        lines = [Line(runs[place].name, curve, False, place) for place, curve in curves if curve]
+        charts.append(chart(title, lines))
+    return charts

@@ -1,5 +1,6 @@
 """Everything that a run directory says of a run, as far as it is there."""
 
+import itertools
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from finetune.config import FinetuneConfig
@@ -38,6 +40,7 @@ KEYS = frozenset(
 )
 LISTS = ("tokens_by_source", "epochs_by_source")
 _MOST_SOURCES = 40
+_AT_ONCE = 4096  # records in memory
 
 
 @dataclass
@@ -108,8 +111,9 @@ def read_run(path: Path, name: str | None = None) -> Run:
     sources = _read_object(run, "data_order.json").get("sources")
     run.sources = list(map(str, sources[:_MOST_SOURCES])) if isinstance(sources, list) else []
     run.classification = _read_object(run, "report.json") or None
-    for record in _records(run, "metrics.jsonl"):
-        _add_record(run, record)
+    records = _records(run, "metrics.jsonl")
+    while chunk := list(itertools.islice(records, _AT_ONCE)):
+        _add_records(run, chunk)
     for event in _records(run, "events.jsonl"):
         _add_event(run, event)
     for sample in _records(run, "samples.jsonl"):
@@ -138,30 +142,44 @@ def _records(run: Run, name: str) -> Iterator[dict[str, Any]]:
         run.missing.append(f"{name}: {broken:,} lines are no records and were left out")
 
 
-def _add_record(run: Run, record: dict[str, Any]) -> None:
-    step, tokens = record["step"], record.get("tokens_seen")
-    run.records += 1
-    run.last_step = step
-    if isinstance(tokens, int):
-        run.tokens_seen = tokens
-    place = float(tokens) if isinstance(tokens, int) else math.nan
-    for key in KEYS & record.keys():
-        value = record[key]
-        if key == "memory_bytes" and isinstance(value, int | float):
-            value /= 1 << 30
-        _add_value(run, key, step, place, value)
+def _add_records(run: Run, records: list[dict[str, Any]]) -> None:
+    """Add some records column by column: a million of them one by one would take a minute."""
+    run.records += len(records)
+    run.last_step = records[-1]["step"]
+    for record in records:
+        if isinstance(record.get("tokens_seen"), int):
+            run.tokens_seen = record["tokens_seen"]
+    for key in KEYS:
+        rows = [(r["step"], r.get("tokens_seen"), r[key]) for r in records if key in r]
+        _add_column(run, key, rows)
     for key in LISTS:
-        values = record.get(key)
-        if isinstance(values, list):
-            for number, value in enumerate(values[:_MOST_SOURCES]):
-                _add_value(run, f"{key}/{number}", step, place, value)
+        lists = [r for r in records if isinstance(r.get(key), list)]
+        most = min(_MOST_SOURCES, max((len(r[key]) for r in lists), default=0))
+        for place in range(most):
+            rows = [
+                (r["step"], r.get("tokens_seen"), r[key][place])
+                for r in lists
+                if len(r[key]) > place
+            ]
+            _add_column(run, f"{key}/{place}", rows)
 
 
-def _add_value(run: Run, key: str, step: int, tokens: float, value: Any) -> None:
-    if value is None or isinstance(value, int | float):
-        if key not in run.curves:
-            run.curves[key] = Curve()
-        run.curves[key].add(step, tokens, value)
+def _add_column(run: Run, key: str, rows: list[tuple[Any, Any, Any]]) -> None:
+    if not rows:
+        return
+    try:
+        values = np.array(rows, dtype=np.float64)  # null becomes NaN
+    except (TypeError, ValueError):
+        values = np.array([[_number(item) for item in row] for row in rows])
+    if key == "memory_bytes":
+        values[:, 2] /= 1 << 30
+    if key not in run.curves:
+        run.curves[key] = Curve()
+    run.curves[key].add_all(values)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _add_event(run: Run, event: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from runtime.progress import duration
 
 _MOST_SHOWN_SAMPLES = 8  # steps for each prompt
 _UNFOLDED_PROMPTS = 2
+_LARGE_MATRIX = 25  # classes
 _MOST_TEXT = 4000  # characters of one sample
 
 
@@ -201,10 +202,10 @@ def _sample(sample: dict[str, Any], prompt: str) -> str:
     told = []
     for guess in guesses if isinstance(guesses, list) else []:
         if isinstance(guess, dict):
-            was = f" for {guess['hidden']}" if guess.get("hidden") is not None else ""
+            was = f" for “{guess['hidden']}”" if guess.get("hidden") is not None else ""
             share = guess.get("probability")
             sure = f" {share:.0%}" if isinstance(share, int | float) else ""
-            told.append(f"{guess.get('guess')}{was}{sure}")
+            told.append(f"“{guess.get('guess')}”{was}{sure}")
     shown = f' <span class="unit">({html.escape(", ".join(told))})</span>' if told else ""
     return f'<span class="sample">{html.escape(text)}</span>{shown}'
 
@@ -268,7 +269,10 @@ def classification(run: Run) -> str:
         return ""
     head = ["class", "precision", "recall", "F1", "support"]
     shown = table(head, rows, caption="scores of each class")
-    figure = f"<figure><figcaption><b>confusion matrix</b></figcaption>{matrix}</figure>"
+    # Its many labels are too small to read in a narrow place: there it is moved sideways.
+    large = ' class="large"' if len(report["labels"]) > _LARGE_MATRIX else ""
+    caption = "<figcaption><b>confusion matrix</b></figcaption>"
+    figure = f'<figure{large}>{caption}<div class="scroll">{matrix}</div></figure>'
     return (
         f"<h3>Classification of the {split} set: accuracy {accuracy}</h3>"
         f'<div class="scores">{shown}{figure}</div>'

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 MOST = 1000
-_AT_ONCE = 2048  # values that wait to be put into buckets
 _TOLD = 20  # steps without a finite value that are named
 Floats = npt.NDArray[np.float64]
 
@@ -38,7 +37,7 @@ _STEPS, _TOKENS, _LOW, _HIGH, _SUM, _COUNT = range(_FIELDS)
 
 
 class Curve:
-    """One quantity, added value by value."""
+    """One quantity, added stretch by stretch."""
 
     def __init__(self) -> None:
         self.count = 0  # finite values
@@ -50,50 +49,66 @@ class Curve:
         self._width = 1  # values in a bucket
         self._buckets = np.empty((2 * MOST, _FIELDS))  # sums of steps and tokens, not means
         self._used = 0
-        self._pending: list[tuple[float, float, float]] = []
+        self._open = np.empty((0, _FIELDS))  # one bucket that is not full yet, or none
 
     def add(self, step: int, tokens: float, value: float | None) -> None:
-        """Add a value; None and what is not finite are counted as gaps."""
-        if value is None or not math.isfinite(value):
-            self.gaps += 1
-            if len(self.gap_steps) < _TOLD:
-                self.gap_steps.append(step)
+        """Add one value; None and what is not finite are counted as gaps."""
+        self.add_all(np.array([[step, tokens, math.nan if value is None else value]]))
+
+    def add_all(self, values: Floats) -> None:
+        """Add (step, tokens, value) rows. (n, 3)"""
+        is_finite = np.isfinite(values[:, 2])
+        if not is_finite.all():
+            steps = values[~is_finite, 0]
+            self.gaps += len(steps)
+            self.gap_steps += map(int, steps[: _TOLD - len(self.gap_steps)])
+            values = values[is_finite]
+        if not len(values):
             return
         if not self.count:
-            self.first = value
-        self.count += 1
-        self.last = value
-        if value < self.low:
-            self.low, self.low_step = value, step
-        if value > self.high:
-            self.high, self.high_step = value, step
-        self._pending.append((step, tokens, value))
-        if len(self._pending) >= max(_AT_ONCE, self._width):
-            self._fill()
+            self.first = float(values[0, 2])
+        self.count += len(values)
+        self.last = float(values[-1, 2])
+        lowest, highest = int(values[:, 2].argmin()), int(values[:, 2].argmax())
+        if values[lowest, 2] < self.low:
+            self.low, self.low_step = float(values[lowest, 2]), int(values[lowest, 0])
+        if values[highest, 2] > self.high:
+            self.high, self.high_step = float(values[highest, 2]), int(values[highest, 0])
+        self._fill(_single(values))
 
-    def _fill(self) -> None:
-        while len(self._pending) >= self._width:
-            whole = min(len(self._pending) // self._width, len(self._buckets) - self._used)
-            taken = np.array(self._pending[: whole * self._width])
-            del self._pending[: whole * self._width]
-            self._buckets[self._used : self._used + whole] = _joined(_single(taken), self._width)
-            self._used += whole
-            if self._used == len(self._buckets):
-                self._buckets[:MOST] = _joined(self._buckets, 2)
-                self._used, self._width = MOST, 2 * self._width
+    def _fill(self, rows: Floats) -> None:
+        while len(rows):
+            held = int(self._open[0, _COUNT]) if len(self._open) else 0
+            room = len(self._buckets) - self._used
+            if not held and len(rows) >= self._width:
+                taken = min(len(rows) // self._width, room) * self._width
+                self._push(_joined(rows[:taken], self._width))
+            else:
+                taken = min(self._width - held, len(rows))
+                both = np.concatenate([self._open, rows[:taken]])
+                self._open = _joined(both, len(both))
+                if held + taken == self._width:
+                    self._push(self._open)
+                    self._open = self._open[:0]
+            rows = rows[taken:]
+
+    def _push(self, rows: Floats) -> None:
+        """Append full buckets; where there is no room for more, join all by twos."""
+        self._buckets[self._used : self._used + len(rows)] = rows
+        self._used += len(rows)
+        if self._used == len(self._buckets):
+            self._buckets[:MOST] = _joined(self._buckets, 2)
+            self._used, self._width = MOST, 2 * self._width
 
     def points(self, most: int = 2 * MOST) -> Points:
         """All buckets, joined until there are at most so many."""
-        rest = np.array(self._pending).reshape(-1, 3)
-        rows = self._buckets[: self._used]
-        if len(rest):
-            width = min(self._width, len(rest))
-            whole = len(rest) // width * width
-            parts = [_joined(_single(part), w) for part, w in _split(rest, whole, width)]
-            rows = np.concatenate([rows, *parts])
-        width = -(-len(rows) // most) if len(rows) else 1
+        rows = np.concatenate([self._buckets[: self._used], self._open])
+        width = max(1, -(-len(rows) // most))
         whole = len(rows) // width * width
-        rows = np.concatenate([_joined(part, w) for part, w in _split(rows, whole, width)])
+        parts = [_joined(rows[:whole], width)]
+        if whole < len(rows):
+            parts.append(_joined(rows[whole:], len(rows) - whole))
+        rows = np.concatenate(parts)
         counts = rows[:, _COUNT]
         return Points(
             rows[:, _STEPS] / counts,
@@ -112,14 +127,6 @@ class Curve:
         below = np.cumsum(points.counts[order])
         middle = int(np.searchsorted(below, below[-1] / 2))
         return float(points.mean[order][middle])
-
-
-def _split(rows: Floats, whole: int, width: int) -> list[tuple[Floats, int]]:
-    """The rows that fill buckets of a width, and the rest as one bucket."""
-    parts = [(rows[:whole], width)]
-    if whole < len(rows):
-        parts.append((rows[whole:], len(rows) - whole))
-    return parts
 
 
 def _single(values: Floats) -> Floats:

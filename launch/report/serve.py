@@ -4,12 +4,13 @@ Only this machine reaches it, and only under its own names: a page of another si
 made to point here (DNS rebinding) is refused by the Host header. There is one page and no files.
 """
 
+import contextlib
 import hashlib
 import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -161,28 +162,32 @@ def serve(directories: Sequence[Path], port: int, rates: Rates) -> int:
             status=EXIT_BAD_INPUT,
         ) from error
     Handler.port = server.server_address[1]
-    with server:
+    with _signals() as wait, server:
         thread = threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True)
         thread.start()
         print(f"serving http://{HOST}:{Handler.port}/ to this machine; Ctrl-C ends it", flush=True)
-        _wait_for_signal()
+        wait()
         server.shutdown()
         thread.join()
     return EXIT_OK
 
 
-def _wait_for_signal() -> None:
-    """Sleep until the first SIGINT or SIGTERM."""
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], object]]:
+    """Hear SIGINT and SIGTERM; gives what waits for the first of them."""
     inner, outer = socket.socketpair()
     outer.setblocking(False)
 
-    def heard(number: int, _frame: FrameType | None) -> None:
-        outer.send(bytes([number]))
+    def heard(_number: int, _frame: FrameType | None) -> None:
+        """Nothing: the number is in the socket already."""
 
+    # Written to by the signal itself: it may come to a thread that is not the one which waits.
+    was = signal.set_wakeup_fd(outer.fileno(), warn_on_full_buffer=False)
     before = [(number, signal.signal(number, heard)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        inner.recv(1)
+        yield lambda: inner.recv(1)
     finally:
+        signal.set_wakeup_fd(was)
         for number, handler in before:
             signal.signal(number, handler)
         inner.close()

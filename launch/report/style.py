@@ -18,6 +18,7 @@ STYLE = """
   --grid: #ddd; --card: #f3f4f6; --page: #fff; --bad: #b91c1c; --warn: #b45309;
   --c0: #2563eb; --c1: #c2410c; --c2: #047857; --c3: #7e22ce; --c4: #be185d; --c5: #0e7490;
   --c6: #854d0e; --c7: #4b5563; --heat: 37, 99, 235; }
+  .scroll, .scores > .scroll { overflow: visible; max-height: none; }
   figure, tr, dl div { break-inside: avoid; } .choice { display: none !important; }
   details::details-content { content-visibility: visible; display: block; } }
 * { box-sizing: border-box; }
@@ -26,6 +27,7 @@ body { margin: 0 auto; max-width: 1240px; padding: 1rem; background: var(--page)
 h1 { font-size: 1.5rem; margin: .25rem 0; overflow-wrap: anywhere; }
 h2 { border-bottom: 2px solid var(--line); padding-bottom: .25rem; margin: 2rem 0 1rem;
   overflow-wrap: anywhere; }
+.scroll { margin: 1rem 0; } h3 + .scroll { margin-top: 0; }
 h3 { margin: 1.75rem 0 .5rem; font-size: 1.1rem; } .note { color: var(--soft); }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .75rem;
   margin: 1rem 0; }
@@ -35,6 +37,7 @@ dt { font-size: .8rem; color: var(--soft); } dd { margin: 0; font-weight: 600;
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr));
   gap: 1.25rem; } .scores { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 figure { margin: 0; min-width: 0; } .scores figure { flex: 1 1 20rem; max-width: 44rem; }
+.scores figure.large { flex-basis: 100%; max-width: 64rem; } .large svg { min-width: 50rem; }
 .scores > .scroll { flex: 0 1 auto; max-width: 100%; max-height: 44rem; }
 figcaption { font-size: .95rem; } .unit { color: var(--soft); font-size: .8rem; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); }
@@ -53,6 +56,7 @@ svg .line.dashed { stroke-dasharray: 6 3; }
 .legend li { overflow-wrap: anywhere; min-width: 0; }
 .key { display: inline-block; width: 1.1rem; border-top: 3px solid; vertical-align: middle;
   margin-right: .4rem; print-color-adjust: exact; } .key.dashed { border-top-style: dashed; }
+.key.event { border-top: 3px dotted var(--warn); }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }

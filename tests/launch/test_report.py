@@ -5,7 +5,7 @@ import orjson
 import pytest
 
 from launch.__main__ import main
-from launch.report.charts import Line, chart, confusion, running_mean
+from launch.report.charts import Line, chart, confusion, fitted, running_mean, text_width
 from launch.report.series import Curve
 
 
@@ -102,6 +102,15 @@ def test_charts_hold_their_words() -> None:
     matrix = confusion(["猫", "dog"], [[5, 1], [0, 7]])
     for word in ("猫", "dog", "predicted", "true", "5", "7"):
         assert f">{word}<" in matrix
+
+
+def test_long_names_are_cut_by_the_width_that_they_take() -> None:
+    assert fitted("short", 10, 100) == "short"
+    assert text_width("汉字", 10) == 20
+    for text in ("汉字" * 30, "letters" * 30):
+        cut = fitted(text, 10, 100)
+        assert cut.endswith("…")
+        assert 80 < text_width(cut, 10) <= 100
 
 
 def test_running_mean_starts_unbiased_and_follows() -> None:
