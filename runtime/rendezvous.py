@@ -25,7 +25,7 @@ from runtime.launcher import hosts_of_ranks
 _LOOPBACK = "127.0.0.1"
 _STOP = "stop"
 _LONGEST_PAUSE_S = 0.25  # between two looks
-_TELL_AFTER_S = 20.0  # who is missing
+_TELL_AFTER_S = 15.0  # who is missing
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR of linux/sockios.h
 
 
