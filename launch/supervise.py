@@ -6,7 +6,6 @@ the ranks tell (`runtime/outcome.py`) counts more than the launcher's exit statu
 
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 from launch import leftovers
+from launch.cluster.lifeline import Lifeline
 from runtime import hang, outcome
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 from runtime.signals import STOPS, StopRequest
@@ -63,7 +63,7 @@ class Supervisor:
     """Starts a command until it is done, cannot be started, was stopped, or fails for good.
 
     `until_eof`: the end of our input means stop, as when the ssh that started us loses its
-    connection; our last line then tells how it ended (`launch/cluster/remote.py`).
+    connection (`launch/cluster/lifeline.py`); our last line then tells how it ended.
     """
 
     def __init__(
@@ -71,9 +71,7 @@ class Supervisor:
     ) -> None:
         self._start = start
         self._limits = limits
-        self._input = select.poll()
-        if until_eof:
-            self._input.register(sys.stdin.fileno(), select.POLLIN)
+        self._lifeline = Lifeline(sys.stdin.fileno() if until_eof else None)
         self._until_eof = until_eof
         self._asked: list[int] = []  # signals, in their order
         self._heard: dict[int, float] = {}  # when each came first
@@ -118,9 +116,7 @@ class Supervisor:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and len(self._asked) == until_signal:
             time.sleep(min(_LOOK_S, seconds))
-            if self._input.poll(0) and not os.read(sys.stdin.fileno(), 4096):
-                self._input.unregister(sys.stdin.fileno())
-                self._asked.append(signal.SIGTERM)
+            self._asked += [signal.SIGTERM] * self._lifeline.requests()
 
     def _give_up(self, why: str) -> int:
         print(f"error: gave up: {why}; the last checkpoint is whole", file=sys.stderr, flush=True)
@@ -191,7 +187,9 @@ class Local:
             ranks = self._ranks()
             if self._stopping is not None:  # also those that came after their launcher went
                 self._send(ranks - self._asked, self._stopping)
-            if time.monotonic() - began > (self._limits.grace_s if ranks else _LEFTOVERS_S):
+            now = time.monotonic()
+            patience = self._limits.grace_s if ranks else _LEFTOVERS_S
+            if now - began > patience or now > self._kill_at:
                 leftovers.kill_all()
             time.sleep(_LOOK_S)
         told = outcome.told(self._directory)

@@ -3,6 +3,7 @@
 The remote supervisor stops its ranks when the connection ends, whichever side ends it.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch.cluster import lifeline
 from launch.cluster.hosts import hosts_text, ssh_command
 from launch.supervise import END, End, Limits
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
@@ -34,6 +36,8 @@ class _Host:
         assert self.process.stdout is not None
         self._output = self.process.stdout.fileno()
         os.set_blocking(self._output, False)
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)
         self._line = b""
         self.end: End | None = None  # as the remote supervisor told it
 
@@ -58,10 +62,17 @@ class _Host:
         else:
             print(f"[{self.name}] {line}", flush=True)
 
+    def tell(self, word: bytes) -> None:
+        """Say something to the remote supervisor, if it still listens."""
+        assert self.process.stdin is not None
+        if not self.process.stdin.closed:
+            with contextlib.suppress(OSError):  # full, or gone: ssh finds out
+                os.write(self.process.stdin.fileno(), word)
+
     def stop(self) -> None:
         """End the input of the remote supervisor, which asks its ranks to save."""
-        if self.process.stdin is not None and not self.process.stdin.closed:
-            self.process.stdin.close()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 def host_commands(
@@ -92,12 +103,21 @@ class Remote:
         self._kill_at = float("inf")
         self._grace_s = limits.grace_s
         self._heard: set[int] = set()
+        self._failed = False
+        self._beat_at = 0.0
 
     def poll(self) -> int | None:
         """A status once all have ended; when one fails, the others are asked to."""
         statuses = [host.poll() for host in self._hosts]
+        now = time.monotonic()
         if any(status is not None and status != EXIT_OK for status in statuses):
+            if not self._failed:
+                self._tell_all(lifeline.HURRY)
+            self._failed = True
             self._stop_all(self._grace_s + _MARGIN_S)
+        elif now > self._beat_at:
+            self._beat_at = now + lifeline.BEAT_S
+            self._tell_all(lifeline.BEAT)
         if time.monotonic() > self._kill_at:
             for host in self._hosts:
                 host.process.kill()
@@ -108,6 +128,10 @@ class Remote:
         # As long as their saves take; a lost connection is ssh's to find.
         self._stop_all(5.0 if number in self._heard else float("inf"))
         self._heard.add(number)
+
+    def _tell_all(self, word: bytes) -> None:
+        for host in self._hosts:
+            host.tell(word)
 
     def _stop_all(self, patience_s: float) -> None:
         self._kill_at = min(self._kill_at, time.monotonic() + patience_s)

@@ -2,7 +2,6 @@
 named."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -107,10 +106,11 @@ def test_print_shows_it_and_starts_nothing(
 
 
 @pytest.mark.slow
-def test_a_host_that_dies_is_named(cluster: Cluster, data: Path, tmp_path: Path) -> None:
-    victim = cluster.add("victim")
+@pytest.mark.parametrize("way", ["power", pytest.param("link", marks=pytest.mark.nightly)])
+def test_a_host_that_dies_is_named(cluster: Cluster, data: Path, tmp_path: Path, way: str) -> None:
+    victim = cluster.add(f"victim-{way}")
     config = write_config(tmp_path / "run.yaml", tmp_path / "run", data, steps=100000)
-    words = [*LAUNCH, "ssh", "--hostfile", hostfile(tmp_path, "alpha", "victim")]
+    words = [*LAUNCH, "ssh", "--hostfile", hostfile(tmp_path, "alpha", victim.name)]
     process = cluster.start(
         "alpha", [*words, "--max-restarts", "0", "--", str(config), "evaluate.every_steps=0"]
     )
@@ -120,14 +120,32 @@ def test_a_host_that_dies_is_named(cluster: Cluster, data: Path, tmp_path: Path)
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.2)
-        victim.end()
+        if way == "power":
+            victim.end()
+        else:
+            victim.network("ip", "link", "set", "eth0", "down")
         began = time.monotonic()
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=100)[0]
     finally:
         process.kill()
     assert process.returncode == 1, output
-    assert re.search(r"supervise: .*victim: the connection was lost", output), output
-    assert time.monotonic() - began < 45
+    assert f"supervise: {victim.name}: the connection was lost" in output
+    # ssh finds a lost link after 30 s, and the others are given 15 s.
+    assert time.monotonic() - began < (45 if way == "power" else 75)
+    assert str(config) not in cluster.hosts["alpha"].run("ps", "ax")
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_arrives_is_named(cluster: Cluster, data: Path, tmp_path: Path) -> None:
+    """Where nothing asked the hosts before: stock `deepspeed --hostfile`, and ssh refusing."""
+    closed = cluster.add("closed", "AllowUsers nobody")
+    config = write_config(tmp_path / "run.yaml", tmp_path / "run", data)
+    file = hostfile(tmp_path, "alpha", closed.name)
+    words = ["deepspeed", "--hostfile", file, "launch/pretrain.sh", str(config)]
+    status, output = cluster.run("alpha", [*words, "health.start_timeout_s=17"])
+    assert status != 0
+    assert "warning: of 2 ranks 1 has not come: rank 1 on closed; see what was printed" in output
+    assert "error: no process group after 17 s: of 2 ranks 1 has not come: rank 1 on cl" in output
 
 
 def test_arguments_pass_pdsh_as_they_are(tmp_path: Path) -> None:
