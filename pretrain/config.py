@@ -27,6 +27,7 @@ from runtime import hardware, sections
 from runtime.checks import check_batch, check_log, check_run_dir, check_schedule
 from runtime.config import Config, Problem, key, section
 from runtime.deepspeed_config import misplaced_keys, owned_keys
+from runtime.legality import Combination, check_combination, check_tools
 
 _MASKED_PRESET = "bert-tiny"
 
@@ -132,7 +133,8 @@ def check(config: PretrainConfig, world_size: int) -> list[Problem]:
     return [
         *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
         *_check_length(config),
-        *_check_precision(config),
+        *check_combination(combination(config, world_size)),
+        *check_tools(combination(config, world_size)),
         *check_data(config),
         *check_run_dir(config.run_dir),
         *check_log(config.log),
@@ -151,24 +153,16 @@ def _check_length(config: PretrainConfig) -> Iterator[Problem]:
         yield from check_schedule(config.schedule, config.total_steps)
 
 
-def _check_precision(config: PretrainConfig) -> Iterator[Problem]:
-    device = hardware.device_type(config.run.device)
-    if config.precision == "fp16" and device == "cpu":
-        yield Problem("precision", "fp16 does not run on a CPU; write bf16 or fp32")
-    if config.parallel.zero_stage == 0 and config.precision != "fp32":
-        yield Problem(
-            "parallel.zero_stage",
-            f"stage 0 with {config.precision} takes a wrong first step in DeepSpeed; "
-            "write 1, which costs nothing on one rank, or precision: fp32",
-        )
-    if config.parallel.zero_stage == 0 and config.parallel.offload != "none":
-        yield Problem(
-            "parallel.offload", "needs parallel.zero_stage 1, 2 or 3; stage 0 shards nothing"
-        )
-    if config.compile and device == "cpu" and not hardware.has_cpp_compiler():
-        yield Problem(
-            "compile", "needs a C++ compiler and none is on PATH; install g++, or write false"
-        )
+def combination(config: PretrainConfig, world_size: int) -> Combination:
+    """What must go together, on the device that this machine has."""
+    return Combination(
+        config.parallel,
+        config.precision,
+        config.optim.name,
+        config.compile,
+        hardware.device_type(config.run.device),
+        world_size,
+    )
 
 
 def _check_deepspeed(config: PretrainConfig) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from model import build
 from model.config import ModelConfig
 from model.flops import mfu, parameters
 from model.heads import Model
+from model.hf.state import slots
 from model.init import parameter_groups
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
@@ -35,7 +36,12 @@ from runtime.health import Health, Verdict
 from runtime.metrics import Clock, MetricsLog, device_name, record_event
 from runtime.optim import build_optimizer
 from runtime.progress import Progress
-from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
+from runtime.run_directory import (
+    describe_run,
+    newest_checkpoint,
+    prepare_run_directory,
+    swap_directory,
+)
 from runtime.seed import seed_initialisation
 from runtime.sinks import Histogram, open_sinks
 
@@ -290,6 +296,8 @@ def _build_engine(
         max_grad_norm=config.optim.max_grad_norm,
         device_type=ranks.device.type,
         extra=config.deepspeed.extra,
+        largest_parameter=max(math.prod(slot.shape) for slot in slots(model_config, head)),
+        swap_directory=swap_directory(config.parallel, config.run_dir),
     )
     seed_initialisation(config.run.seed)
     with partitioned_construction(settings, ranks):
@@ -311,7 +319,7 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
     say(
         f"{session.model_config.family} model, "
         f"{parameters(session.model_config, session.objective.head) / 1e6:.2f} M parameters; "
-        f"{config.objective}; {config.precision}, ZeRO-{config.parallel.zero_stage}, "
+        f"{config.objective}; {config.precision}, {config.parallel}, "
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
     report = session.loader.packing_report(session.loader.layout.by_document)

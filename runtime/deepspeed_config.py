@@ -17,6 +17,8 @@ OWNED_KEYS = {
     "gradient_clipping": "optim.max_grad_norm",
     "zero_optimization.stage": "parallel.zero_stage",
     "zero_optimization.offload_optimizer": "parallel.offload",
+    "zero_optimization.offload_param": "parallel.offload",
+    "zero_optimization.zero_hpz_partition_size": "parallel.shard_ranks",
     "bf16.enabled": "precision",
     "fp16.enabled": "precision",
     "optimizer": "optim",
@@ -26,6 +28,8 @@ OWNED_KEYS = {
     "torch_autocast": "precision",
     "bfloat16": "precision",
 }
+
+_PARAMETER_BUFFERS = 8  # more than the parameters of any one module
 
 
 def deepspeed_config(
@@ -38,8 +42,13 @@ def deepspeed_config(
     max_grad_norm: float,
     device_type: str,
     extra: dict[str, Any] | None = None,
+    largest_parameter: int = 100_000_000,
+    swap_directory: str | None = None,
 ) -> dict[str, Any]:
-    """The complete DeepSpeed configuration of a run; `extra` is merged last."""
+    """The complete DeepSpeed configuration of a run; `extra` is merged last.
+
+    largest_parameter: in elements. swap_directory: this run's own, for what is kept on disk.
+    """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
@@ -67,7 +76,8 @@ def deepspeed_config(
             "bf16_optimizer_states": False,
         },
         "torch_autocast": {"enabled": False},
-        "zero_optimization": _zero_section(parallel, device_type),
+        "zero_optimization": _zero_section(parallel, device_type)
+        | _offload(parallel, device_type, swap_directory, -(-largest_parameter // world_size)),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its CPU Adam compiles C++ for a minute
         "steps_per_print": 2**31,
@@ -84,7 +94,7 @@ def deepspeed_config(
 
 
 def _zero_section(parallel: Parallel, device_type: str) -> dict[str, Any]:
-    section: dict[str, Any] = {
+    return {
         "stage": parallel.zero_stage,
         "contiguous_gradients": True,
         "reduce_scatter": True,
@@ -105,14 +115,50 @@ def _zero_section(parallel: Parallel, device_type: str) -> dict[str, Any]:
         "stage3_max_live_parameters": 1_000_000_000,
         "stage3_max_reuse_distance": 1_000_000_000,
         "stage3_gather_16bit_weights_on_model_save": False,
-        "zero_hpz_partition_size": 1,
+        "zero_hpz_partition_size": parallel.shard_ranks if parallel.sharding == "hpz" else 1,
         "zero_quantized_weights": False,
         "zero_quantized_gradients": False,
         "memory_efficient_linear": False,  # replaces F.linear globally
     }
-    if parallel.offload == "optimizer":
-        section["offload_optimizer"] = {"device": "cpu", "pin_memory": device_type == "cuda"}
-    return section
+
+
+def _offload(
+    parallel: Parallel, device_type: str, swap_directory: str | None, largest_part: int
+) -> dict[str, Any]:
+    """What is kept outside the device's memory, and how much of it is fetched at a time."""
+    if parallel.offload == "none":
+        return {}
+    is_nvme = parallel.offload_to == "nvme"
+    place: dict[str, Any] = {"device": parallel.offload_to, "pin_memory": device_type == "cuda"}
+    if is_nvme:
+        place["nvme_path"] = swap_directory or f"{parallel.nvme_path}/ingot"
+    optimizer = {
+        **place,
+        "buffer_count": 4,
+        "pipeline_read": False,
+        "pipeline_write": False,
+        "fast_init": False,
+        "ratio": 1.0,
+    }
+    found: dict[str, Any] = {"offload_optimizer": optimizer}
+    if is_nvme:
+        # A step holds one sub-group's master weights, gradients and two moments in buffers.
+        found["sub_group_size"] = 100_000_000
+    if parallel.offload == "all":
+        found["offload_param"] = {
+            **place,
+            "buffer_count": _PARAMETER_BUFFERS,
+            "buffer_size": largest_part,
+            "max_in_cpu": 0,
+        }
+    if parallel.offload == "all" and is_nvme:
+        # A parameter keeps its buffer until it is let go, and there is one for each.
+        found |= {
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+        }
+    return found
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from runtime import dist, replicas, zero_layout
+from runtime import dist, replicas, zero_layout, zero_swap
 from runtime.dist import Ranks
 from runtime.stopwatch import Stopwatch
 
@@ -186,7 +186,7 @@ def partitioned_construction(config: dict[str, Any], ranks: Ranks) -> Iterator[N
         yield
         return
     deepspeed = _import_deepspeed(ranks)
-
+    _prepare(deepspeed, config, ranks)
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     # Without overrides: DeepSpeed's own would have weights drawn in 16 bit, on the device.
     construction = deepspeed.zero.Init(config_dict_or_path=config, tensor_overrides=[])
@@ -206,10 +206,23 @@ def partitioned_construction(config: dict[str, Any], ranks: Ranks) -> Iterator[N
 def _initialize(
     module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks
 ) -> Any:
-    engine, *_ = _import_deepspeed(ranks).initialize(
+    deepspeed = _import_deepspeed(ranks)
+    if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
+        _prepare(deepspeed, config, ranks)
+    engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, config=config, dist_init_required=False
     )
     return engine
+
+
+def _prepare(deepspeed: Any, config: dict[str, Any], ranks: Ranks) -> None:
+    """Make way for an engine, in a process that may have had another. Collective with NVMe."""
+    # DeepSpeed keeps hpZ's group in a global, and takes it for every engine that follows.
+    deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
+    places = config["zero_optimization"].get("offload_optimizer", {})
+    if places.get("device") == "nvme":
+        zero_swap.build_async_io(lambda: deepspeed.ops.op_builder.AsyncIOBuilder().load(), ranks)
+        zero_swap.clear_away(places["nvme_path"], ranks)
 
 
 def _import_deepspeed(ranks: Ranks) -> Any:

@@ -7,12 +7,12 @@ integers, changes with every single flipped bit, and costs one pass over memory.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from runtime import dist, zero_layout
+from runtime import dist, zero_layout, zero_swap
 from runtime.dist import Ranks
 
 
@@ -21,6 +21,9 @@ class Drift(NamedTuple):
 
     rank: int | None  # None where two ranks differ and nothing says which of them is right
     tensor: str
+
+
+_Tensor = tuple[str, int, torch.Tensor]  # a stretch of a parameter: its name and where it begins
 
 
 class _Piece(NamedTuple):
@@ -59,7 +62,7 @@ def compare(engine: Any, stage: int, ranks: Ranks) -> list[Drift]:
 
 
 def _compare_copies(engine: Any, ranks: Ranks) -> list[Drift]:
-    mine = _checksums(list(_copies(engine)))
+    mine = _checksums(_copies(engine))
     everyone = [_read(text) for text in dist.gather_text(_write(mine))]
     drifted: dict[int, str] = {}
     undecided: list[Drift] = []
@@ -76,7 +79,7 @@ def _compare_copies(engine: Any, ranks: Ranks) -> list[Drift]:
     return [Drift(rank, name) for rank, name in drifted.items()] or undecided[:1]
 
 
-def _copies(engine: Any) -> Iterator[tuple[str, int, torch.Tensor]]:
+def _copies(engine: Any) -> Iterator[_Tensor]:
     states = getattr(engine.optimizer, "optimizer", engine.optimizer).state
     for name, parameter in engine.module.named_parameters():
         yield name, 0, parameter
@@ -87,15 +90,15 @@ def _copies(engine: Any) -> Iterator[tuple[str, int, torch.Tensor]]:
 
 def _compare_with_masters(engine: Any, stage: int, ranks: Ranks) -> list[Drift]:
     parameters = dict(engine.module.named_parameters())
-    parts = list(zero_layout.parts(engine, stage, ranks))
     owned = _checksums(
-        [(p.parameter, p.start, p.master.to(_stored_dtype(parameters[p.parameter]))) for p in parts]
+        (p.parameter, p.start, p.master.to(parameters[p.parameter].dtype))
+        for p in zero_layout.parts(engine, stage, ranks)
     )
     wanted = [_read(text) for text in dist.gather_text(_write(owned))]
     if stage == 3:  # nothing else is held in common
         wanted = [pieces if rank == ranks.rank else [] for rank, pieces in enumerate(wanted)]
     places = [(owner, piece) for owner, pieces in enumerate(wanted) for piece in pieces]
-    held = _checksums([(p.name, p.start, _stored(parameters[p.name], p)) for _, p in places])
+    held = _checksums(_stored(parameters, [piece for _, piece in places]))
     wrong = [
         (owner, piece.name)
         for (owner, piece), found in zip(places, held, strict=True)
@@ -118,28 +121,23 @@ def _culprits(reports: list[list[tuple[int, str]]], *, is_shared: bool) -> list[
     return [Drift(rank, name) for rank, name in sorted(drifted.items())]
 
 
-def _stored_dtype(parameter: Any) -> torch.dtype:
-    dtype: torch.dtype = getattr(parameter, "ds_tensor", parameter).dtype
-    return dtype
+def _stored(parameters: dict[str, Any], pieces: Iterable[_Piece]) -> Iterator[_Tensor]:
+    """This rank's own copies of stretches of parameters."""
+    for name, start, numel, _ in pieces:
+        parameter = parameters[name]
+        if hasattr(parameter, "ds_tensor"):  # ZeRO-3: the part of it that lies here
+            with zero_swap.own_part(parameter) as part:
+                yield name, start, part[:numel]
+        else:
+            yield name, start, parameter.data.view(-1)[start : start + numel]
 
 
-def _stored(parameter: Any, piece: _Piece) -> torch.Tensor:
-    """This rank's own copy of a stretch of a parameter."""
-    if hasattr(parameter, "ds_tensor"):  # ZeRO-3: the part of it that lies here
-        part: torch.Tensor = parameter.ds_tensor[: piece.numel]
-        return part
-    flat: torch.Tensor = parameter.data.view(-1)
-    return flat[piece.start : piece.start + piece.numel]
-
-
-def _checksums(tensors: list[tuple[str, int, torch.Tensor]]) -> list[_Piece]:
-    if not tensors:
-        return []
-    sums = torch.stack([checksum(tensor).cpu() for _, _, tensor in tensors]).tolist()
-    return [
-        _Piece(name, start, tensor.numel(), value)
-        for (name, start, tensor), value in zip(tensors, sums, strict=True)
+def _checksums(tensors: Iterable[_Tensor]) -> list[_Piece]:
+    """The checksum of each; one tensor is looked at before the next is asked for."""
+    sums = [
+        (name, start, tensor.numel(), checksum(tensor).cpu()) for name, start, tensor in tensors
     ]
+    return [_Piece(name, start, numel, int(value)) for name, start, numel, value in sums]
 
 
 def _write(pieces: list[_Piece]) -> str:

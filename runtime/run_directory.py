@@ -1,6 +1,7 @@
 """The directory of a run: what is written when it starts, and where it goes on."""
 
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from runtime.checkpoint.format import checkpoints_in, newest_of, step_dir
 from runtime.config import to_yaml
 from runtime.dist import Ranks
 from runtime.errors import UserError
+from runtime.sections import Parallel
 
 
 def prepare_run_directory(run_dir: Path) -> None:
@@ -88,3 +90,11 @@ def newest_checkpoint(root: Path, ranks: Ranks) -> CheckpointInfo | None:
         return [problem for problems in found for problem in problems]
 
     return newest_of(root, candidates, problems_of, print if ranks.is_main else lambda _: None)
+
+
+def swap_directory(parallel: Parallel, run_dir: Path) -> str | None:
+    """Where ZeRO keeps this run's tensors on disk: two runs on one disk must not share files."""
+    if parallel.nvme_path is None:
+        return None
+    name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    return str(Path(parallel.nvme_path) / f"{run_dir.name}-{name}")

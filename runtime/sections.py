@@ -56,8 +56,29 @@ class Parallel(Config):
     zero_stage: Literal[0, 1, 2, 3] = key(
         1, "What ZeRO shards: 1 optimizer, 2 + gradients, 3 + parameters, 0 nothing"
     )
-    offload: Literal["none", "optimizer"] = key(
-        "none", "optimizer: keep master weights and moments in host memory"
+    sharding: Literal["full", "hpz"] = key(
+        "full",
+        "ZeRO-3: which ranks a parameter is put together from. full: all; hpz: after its first use "
+        "in a step from a second copy, cut among shard_ranks neighbours, so that the backward pass "
+        "stays inside a node (hierarchical partitioning of ZeRO++)",
+    )
+    shard_ranks: int | None = key(
+        None,
+        "sharding: hpz: ranks that hold the second copy among them, as a rule those of a node",
+        ge=2,
+    )
+    offload: Literal["none", "optimizer", "all"] = key(
+        "none",
+        "optimizer: keep master weights and moments outside the device's memory; all: the "
+        "parameters too (ZeRO-3)",
+    )
+    offload_to: Literal["cpu", "nvme"] = key(
+        "cpu",
+        "cpu: host memory; nvme: files below nvme_path (ZeRO-3; compiles DeepSpeed's async_io "
+        "once)",
+    )
+    nvme_path: str | None = key(
+        None, "offload_to: nvme: a directory on a local disk; each run has its own below it"
     )
     activation_checkpointing: Literal["none", "block", "attention", "mlp"] = key(
         "none",
@@ -72,6 +93,15 @@ class Parallel(Config):
         unit="s",
         ge=1,
     )
+
+    def __str__(self) -> str:
+        """In the words of a run's introduction."""
+        told = f"ZeRO-{self.zero_stage}"
+        if self.sharding == "hpz":
+            told += f" hpZ {self.shard_ranks}"
+        if self.offload != "none":
+            told += f" offload {self.offload} to {self.offload_to}"
+        return told
 
     @pydantic.field_validator("activation_checkpointing", mode="before")
     @classmethod

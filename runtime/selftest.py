@@ -48,14 +48,24 @@ class Case(NamedTuple):
     precision: Precision
     accumulation_steps: int
     optimizer: Optimizer = "adamw"
-    offload: Literal["none", "optimizer"] = "none"
+    offload: Literal["none", "optimizer", "all"] = "none"
+    shard_ranks: int | None = None  # of hpZ
+
+    @property
+    def parallel(self) -> sections.Parallel:
+        """The same as a run's config says it."""
+        return sections.Parallel(
+            zero_stage=self.stage,
+            offload=self.offload,
+            sharding="full" if self.shard_ranks is None else "hpz",
+            shard_ranks=self.shard_ranks,
+        )
 
     def __str__(self) -> str:
         """In the words of its report."""
-        offload = " offload" if self.offload == "optimizer" else ""
         return (
-            f"{self.optimizer} ZeRO-{self.stage} {self.precision} "
-            f"accumulation {self.accumulation_steps}{offload}"
+            f"{self.optimizer} {self.parallel} {self.precision} "
+            f"accumulation {self.accumulation_steps}"
         )
 
 
@@ -76,8 +86,8 @@ class Result(NamedTuple):
         return max(self.loss, self.weights, self.update_ratio / 4) <= tolerance
 
 
-def cases() -> list[Case]:
-    """Every combination that the engine accepts on a CPU (ZeRO-0 with bf16 is refused)."""
+def cases(ranks: int) -> list[Case]:
+    """Every combination that the engine accepts on CPU ranks (ZeRO-0 with bf16 is refused)."""
     optimizers: list[Optimizer] = ["adamw", "muon"]
     stages: list[Stage] = [0, 1, 2, 3]
     plain = [
@@ -87,11 +97,12 @@ def cases() -> list[Case]:
         for precision in (PRECISIONS if stage > 0 else PRECISIONS[:1])
         for accumulation in (1, 4)
     ]
-    return plain + [
-        case._replace(offload="optimizer")
-        for case in plain
-        if case.stage > 0 and case.precision == "fp32" and case.accumulation_steps == 4
-    ]
+    some = [case for case in plain if case.precision == "fp32" and case.accumulation_steps == 4]
+    offloaded = [case._replace(offload="optimizer") for case in some if case.stage > 0]
+    cut = [case for case in some if case.stage == 3]
+    offloaded += [case._replace(offload="all") for case in cut]
+    twice_cut = [case._replace(shard_ranks=2) for case in cut if ranks % 2 == 0]
+    return plain + offloaded + twice_cut
 
 
 class _Net(nn.Module):
@@ -218,7 +229,7 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
     local = SEQUENCES // ranks.world_size
     micro = local // case.accumulation_steps
     config = deepspeed_config(
-        sections.Parallel(zero_stage=case.stage, offload=case.offload),
+        case.parallel,
         case.precision,
         micro_batch_size=micro,
         accumulation_steps=case.accumulation_steps,
@@ -275,7 +286,7 @@ def main() -> int:
     """Run every case; exit status 1 if any differs."""
     ranks = dist.init("auto", timeout_s=120)
     failed = 0
-    for case in cases():
+    for case in cases(ranks.world_size):
         result = run_case(case, ranks)
         failed += not result.passed
         if ranks.is_main:

@@ -7,11 +7,12 @@ is what makes a checkpoint independent of stage and world size.
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 
-from runtime import dist, optim
+from runtime import dist, optim, zero_swap
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from runtime.muon import Matrices, Muon
@@ -44,8 +45,7 @@ class _Place(NamedTuple):
     parameter: str
     start: int  # in the flattened parameter
     numel: int
-    flat: torch.Tensor  # the optimizer's own tensor
-    owner: int  # which of its tensors that is: the same on all ranks
+    owner: int  # which of the optimizer's tensors it lies in: the same on all ranks
     flat_start: int
     group: dict[str, Any]
 
@@ -53,8 +53,12 @@ class _Place(NamedTuple):
 class _Owner(NamedTuple):
     """A tensor of the optimizer's: a parameter at stage 0, a flat one at the others."""
 
-    tensor: torch.Tensor
+    tensor: torch.Tensor  # empty while it is on disk
     group: dict[str, Any]
+
+    @property
+    def flat(self) -> torch.Tensor:
+        return self.tensor.detach().view(-1)
 
 
 def _places(engine: Any, stage: int, ranks: Ranks) -> Iterator[_Place]:
@@ -84,9 +88,7 @@ def _places(engine: Any, stage: int, ranks: Ranks) -> Iterator[_Place]:
         else:
             continue
         if numel > 0:
-            tensor, group = owners[index]
-            flat = tensor.detach().view(-1)
-            yield _Place(name, start, numel, flat, index, flat_start, group)
+            yield _Place(name, start, numel, index, flat_start, owners[index].group)
 
 
 def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -141,20 +143,32 @@ def attach(engine: Any, stage: int, ranks: Ranks) -> None:
 
 
 def parts(engine: Any, stage: int, ranks: Ranks) -> Iterator[Part]:
-    """Every part of a parameter that this rank answers for; all ranks together: each once."""
+    """Every part of a parameter that this rank answers for; all ranks together: each once.
+
+    Each is valid until the next is asked for: what ZeRO keeps on disk is there for so long.
+    """
     owners, states = _owners(engine, stage), _base_optimizer(engine).state
-    for name, start, numel, flat, owner, flat_start, group in _places(engine, stage, ranks):
-        held = states.get(owners[owner].tensor, {})
-        state = {
-            key: held[key].view(-1).narrow(0, flat_start, numel)
-            for key in optim.state_keys(group)
-            if key in held
-        }
-        yield Part(name, start, flat.narrow(0, flat_start, numel), state, group)
+    for index, places in _by_owner(engine, stage, ranks):
+        owner = owners[index]
+        with zero_swap.present(engine, index):
+            held = states.get(owner.tensor, {})
+            for name, start, numel, _, flat_start, group in places:
+                state = {
+                    key: held[key].view(-1).narrow(0, flat_start, numel)
+                    for key in optim.state_keys(group)
+                    if key in held
+                }
+                yield Part(name, start, owner.flat.narrow(0, flat_start, numel), state, group)
+
+
+def _by_owner(engine: Any, stage: int, ranks: Ranks) -> Iterator[tuple[int, Iterator[_Place]]]:
+    """The places in each of the optimizer's tensors, so that each is fetched once."""
+    places = sorted(_places(engine, stage, ranks), key=lambda place: place.owner)
+    return groupby(places, key=lambda place: place.owner)
 
 
 def slices(engine: Any, stage: int, ranks: Ranks) -> Iterator[Slice]:
-    """Every slice of master weights and moments that this rank holds."""
+    """Every slice of master weights and moments that this rank holds, valid as `parts` are."""
     for part in parts(engine, stage, ranks):
         yield Slice(part.parameter, MASTER, part.start, part.master)
         for key, tensor in part.state.items():
@@ -207,24 +221,28 @@ def load(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: int) -> 
 
 
 def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: int) -> None:
-    owners, base = _owners(engine, stage), _base_optimizer(engine)
-    for tensor, group in owners:
-        # Those too that hold nothing but padding here: their step counts must not lag behind.
-        state = base.state.get(tensor, {})
-        if steps or state:
-            for key in optim.state_keys(group):
-                # DeepSpeed points at what is there already.
-                state[key] = state[key].zero_() if key in state else torch.zeros_like(tensor)
-            state["step"] = torch.tensor(float(steps), device=tensor.device)
-            base.state[tensor] = state
-    for name, start, numel, flat, owner, flat_start, group in _places(engine, stage, ranks):
-        if stage == 0:
-            # State is replicated here: every rank needs all of it, not its share.
-            start, numel, flat_start = 0, flat.numel(), 0
-        flat.narrow(0, flat_start, numel).copy_(read(name, MASTER, start, numel))
-        for key in optim.state_keys(group) if steps else ():
-            target = base.state[owners[owner].tensor][key].view(-1)
-            target.narrow(0, flat_start, numel).copy_(_moment(read, name, key, start, numel))
+    base = _base_optimizer(engine)
+    places = {index: list(found) for index, found in _by_owner(engine, stage, ranks)}
+    for index, owner in enumerate(_owners(engine, stage)):
+        with zero_swap.present(engine, index, is_written=True):
+            # Those too that hold nothing but padding here: their step counts must not lag behind.
+            state = base.state.get(owner.tensor, {})
+            if steps or state:
+                for key in optim.state_keys(owner.group):
+                    # DeepSpeed points at what is there already.
+                    state[key] = (
+                        state[key].zero_() if key in state else torch.zeros_like(owner.tensor)
+                    )
+                state["step"] = torch.tensor(float(steps), device=owner.tensor.device)
+                base.state[owner.tensor] = state
+            for name, start, numel, _, flat_start, group in places.get(index, ()):
+                if stage == 0:
+                    # State is replicated here: every rank needs all of it, not its share.
+                    start, numel, flat_start = 0, owner.flat.numel(), 0
+                owner.flat.narrow(0, flat_start, numel).copy_(read(name, MASTER, start, numel))
+                for key in optim.state_keys(group) if steps else ():
+                    target = state[key].view(-1).narrow(0, flat_start, numel)
+                    target.copy_(_moment(read, name, key, start, numel))
 
 
 def _moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> torch.Tensor:
@@ -245,7 +263,7 @@ def _refresh_module(engine: Any, stage: int, ranks: Ranks) -> None:
         engine.optimizer.update_lp_params()
     elif stage == 3:
         engine.optimizer.checkpoint_event_prologue()  # lets go of what is whole between steps
-        for place in _places(engine, stage, ranks):
-            part = engine.module.get_parameter(place.parameter).ds_tensor
-            part[: place.numel].copy_(place.flat.narrow(0, place.flat_start, place.numel))
+        for index in range(len(_owners(engine, stage))):
+            with zero_swap.present(engine, index):
+                engine.optimizer._reassign_or_swap_out_partitioned_parameters(index)
         engine.optimizer.checkpoint_event_epilogue()

@@ -92,6 +92,7 @@ TORCH_FREE = [
     "runtime.checkpoint.__main__",
     "runtime.config",
     "runtime.deepspeed_config",
+    "runtime.legality",
     "runtime.progress",
     "runtime.launcher",
     "runtime.records",

@@ -29,6 +29,7 @@ from runtime.optim import build_optimizer
 from runtime.selftest import PARTITION_ALL, SEQUENCES, _batch, _groups, _loss, _new_net
 
 KEPT, LAST = 4, 8
+LEAST_SWAPPED = 1024  # bytes of a tensor that NVMe takes, if DeepSpeed's own bound is lowered too
 # Stage, and where the state is kept.
 TOPOLOGIES: list[tuple[Any, Any]] = [
     *((stage, "none") for stage in (0, 1, 2, 3)),
@@ -42,16 +43,16 @@ SOURCES = (
 )
 
 
-def new_engine(stage: Any, offload: Any, name: Any, ranks: dist.Ranks) -> Engine:
+def new_engine(stage: Any, offload: Any, name: Any, ranks: dist.Ranks, **wide: Any) -> Engine:
     config = deepspeed_config(
-        sections.Parallel(zero_stage=stage, offload=offload),
+        sections.Parallel(zero_stage=stage, offload=offload, **wide),
         "fp32",
         micro_batch_size=SEQUENCES // ranks.world_size // 2,
         accumulation_steps=2,
         world_size=ranks.world_size,
         max_grad_norm=1.0,
         device_type="cpu",
-        extra=PARTITION_ALL,
+        extra={**PARTITION_ALL, "aio": {"block_size": LEAST_SWAPPED}},
     )
     with partitioned_construction(config, ranks):
         net = _new_net("fp32")
