@@ -20,7 +20,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "check": Command("launch.check.command", "check a pretraining config; needs no GPU"),
+    "check": Command(
+        "launch.check.command", "check a config, and tell what its run will take; needs no GPU"
+    ),
     "local": Command("launch.cluster.local", "train on everything this machine has"),
     "torchrun": Command("launch.cluster.torchrun", "train here as one of several machines"),
     "ssh": Command("launch.cluster.ssh", "start a run on several hosts, over ssh"),

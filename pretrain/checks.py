@@ -38,6 +38,7 @@ def check_data(config: "PretrainConfig") -> Iterator[Problem]:
             yield Problem("data.valid", f"{error}, or write evaluate.every_steps: 0")
     yield from _check_layout(config)
     yield from _check_weights(config)
+    yield from _check_masking(config)
     if opened:
         splits = [*opened, *([valid] if valid else [])]
         yield from _check_sources(config, opened)
@@ -46,7 +47,14 @@ def check_data(config: "PretrainConfig") -> Iterator[Problem]:
         yield from _check_tokens(config, opened[0])
         yield from _check_prompts(config, opened[0])
         yield from _check_model(config, opened[0])
+
+
+def check_without_data(config: "PretrainConfig") -> Iterator[Problem]:
+    """What can be seen without the data: the model is taken as the config alone says it."""
+    yield from _check_layout(config)
+    yield from _check_weights(config)
     yield from _check_masking(config)
+    yield from _check_model(config, None)
 
 
 def _open_validation(config: "PretrainConfig") -> Shards:
@@ -242,9 +250,9 @@ def _check_masking(config: "PretrainConfig") -> Iterator[Problem]:
         )
 
 
-def _check_model(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
+def _check_model(config: "PretrainConfig", data: Shards | None) -> Iterator[Problem]:
     try:
-        model = config.model_config_for(data)
+        model = config.model_config_alone() if data is None else config.model_config_for(data)
     except pydantic.ValidationError as error:
         for item in error.errors(include_url=False):
             dotted = ".".join(map(str, ("model", *item["loc"])))
@@ -253,7 +261,7 @@ def _check_model(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
     except ValueError as error:
         yield Problem("model.preset", str(error))
         return
-    if model.vocab_size != data.vocab_size:
+    if data is not None and model.vocab_size != data.vocab_size:
         yield Problem(
             "model.vocab_size",
             f"{model.vocab_size} differs from the {data.vocab_size} of the tokenizer in "

@@ -10,7 +10,7 @@ from data_prep.shards import Shards
 from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
 from model.presets import preset
-from pretrain.checks import check_data
+from pretrain.checks import check_data, check_without_data
 from pretrain.objectives.traits import TRAITS
 from pretrain.sections import (
     Batch,
@@ -30,6 +30,7 @@ from runtime.deepspeed_config import misplaced_keys, owned_keys
 from runtime.legality import Combination, check_combination, check_tools
 
 _MASKED_PRESET = "bert-tiny"
+_USUAL_VOCABULARY = 50_304  # GPT-2's, rounded up
 
 
 class PretrainConfig(Config):
@@ -87,10 +88,17 @@ class PretrainConfig(Config):
         """Forward passes per optimizer step on one rank."""
         return self.batch.global_batch_size // (self.micro_batch_size(world_size) * world_size)
 
+    def model_config_alone(self) -> ModelConfig:
+        """The model shape as far as the config says it, with a usual vocabulary where it does not.
+
+        Raises ValueError as `model_config_for`.
+        """
+        given = self.model.model_dump()
+        has_vocabulary = given["preset"] is not None or given["vocab_size"] is not None
+        return self._shape({} if has_vocabulary else {"vocab_size": _USUAL_VOCABULARY})
+
     def model_config_for(self, data: Shards) -> ModelConfig:
         """The full model shape: preset, overrides, and what the data decides."""
-        given = {k: v for k, v in self.model.model_dump().items() if v is not None}
-        name = given.pop("preset", None)
         # An id of the released model's tokenizer means nothing in another vocabulary.
         from_data: dict[str, int | None] = {
             "vocab_size": data.vocab_size,
@@ -104,6 +112,11 @@ class PretrainConfig(Config):
                 "eos_token_id": roles.sep_id,
                 "pad_token_id": roles.pad_id,
             }
+        return self._shape(from_data)
+
+    def _shape(self, from_data: dict[str, int | None]) -> ModelConfig:
+        given = {k: v for k, v in self.model.model_dump().items() if v is not None}
+        name = given.pop("preset", None)
         given = {**from_data, **given}
         return preset(name, **given) if name else ModelConfig(**given)
 
@@ -128,14 +141,21 @@ class PretrainConfig(Config):
         return self
 
 
-def check(config: PretrainConfig, world_size: int) -> list[Problem]:
-    """The mistakes that concern several keys, the data, or this machine."""
+def check(
+    config: PretrainConfig, world_size: int, *, has_data: bool = True, is_here: bool = True
+) -> list[Problem]:
+    """The mistakes that concern several keys, the data, or this machine.
+
+    has_data, is_here: False where the run will be on other machines, and leaves out what can only
+    be seen there.
+    """
+    together = combination(config, world_size)
     return [
         *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
         *_check_length(config),
-        *check_combination(combination(config, world_size)),
-        *check_tools(combination(config, world_size)),
-        *check_data(config),
+        *check_combination(together),
+        *(check_tools(together) if is_here else ()),
+        *(check_data(config) if has_data else check_without_data(config)),
         *check_run_dir(config.run_dir),
         *check_log(config.log),
         *_check_deepspeed(config),

@@ -16,6 +16,7 @@ from model.flops import mfu, parameters
 from model.heads import Model
 from model.hf.state import slots
 from model.init import parameter_groups
+from pretrain.architecture import check_architecture
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
@@ -23,7 +24,7 @@ from pretrain.export import ModelExport
 from pretrain.objectives import make_objective
 from pretrain.objectives.draws import VALIDATION_SEED
 from pretrain.objectives.objective import Objective
-from pretrain.resume import check_architecture, restore
+from pretrain.resume import restore
 from pretrain.samples import Samples
 from pretrain.verify import verify_data
 from runtime import dist, provenance

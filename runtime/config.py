@@ -224,6 +224,13 @@ def load(
     return config
 
 
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of a file, with overrides and not validated. Raises ConfigError."""
+    source = _read(path)
+    _apply_overrides(source, overrides)
+    return source.data
+
+
 def _read(path: Path | None) -> _Source:
     if path is None:
         return _Source(where={"": "built-in config"})
@@ -387,8 +394,3 @@ def to_yaml(config: pydantic.BaseModel) -> str:
     """The resolved config as YAML, every key written out."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
-
-
-def read_tree(path: Path) -> dict[str, Any]:
-    """What a YAML file says, as it stands and not validated. Raises ConfigError."""
-    return _read(path).data

@@ -217,10 +217,9 @@ def _start(found: Held, layout: Layout) -> Tensors:
     """The model in fp32, then as it becomes ZeRO's; less what is there for good."""
     if layout.zero_stage in (0, 3):
         return []
-    there = found.width * found.size + (12 * found.share if layout.offload == "none" else 0)
-    flattened = found.width * found.size
-    masters = (found.width + 4) * found.share
-    most = max(4.0 * found.size, 2 * flattened, flattened + masters)
+    flat = found.width * found.size
+    most = max(4.0 * found.size, 2.0 * flat, flat + (found.width + 4) * found.share)
+    there = sum(t.size for tensors in resident(found, layout) for t in tensors)
     return [_flat("weights", 1, max(0.0, most - there), "start")]
 
 

@@ -24,6 +24,7 @@ MANIFEST = "MANIFEST.json"
 TRAINING = "training"
 LATEST = "latest"
 MAX_JSON_BYTES = 16 * 2**20  # a manifest of 100,000 files
+ROOM = 1.2  # times a checkpoint's size that should be free before it is written
 _STEP_DIR = re.compile(r"^step_(\d{8,})$")
 
 

@@ -15,6 +15,7 @@ import torch
 from runtime import dist
 from runtime.checkpoint.commit import Attempt, Entries, sweep
 from runtime.checkpoint.format import (
+    ROOM,
     SCHEMA,
     TRAINING,
     CheckpointInfo,
@@ -32,7 +33,6 @@ from runtime.sections import Checkpoint
 
 RETRY_PAUSES_S = (1.0, 3.0, 9.0)
 GRACE_S = 5.0  # that a run which failed leaves a save in flight
-ROOM = 1.2  # times a checkpoint's size that should be free before it is written
 
 
 class Export(Protocol):

@@ -1,0 +1,73 @@
+"""Whether a config goes on with the run that its directory holds. Torch-free."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from model.config import ModelConfig
+from model.hf import CheckpointError, read_config
+from runtime.checkpoint import CheckpointInfo
+from runtime.checkpoint.format import TRAINING, list_checkpoints, read_json
+from runtime.config import Problem
+from runtime.errors import EXIT_BAD_INPUT, UserError
+
+if TYPE_CHECKING:
+    from data_prep.order import Order
+    from pretrain.config import PretrainConfig
+
+
+def check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
+    """Raise UserError, with the differences, for a checkpoint of another model."""
+    try:
+        stored = read_config(checkpoint.path).model_dump()
+    except CheckpointError as error:
+        raise UserError(
+            f"{error}; restore the file, or choose another run.dir", status=EXIT_BAD_INPUT
+        ) from None
+    # What a checkpoint does not say, or what may change from one stretch of a run to the next.
+    free = {"dropout", "init_std", "mup_base_width", "num_labels", "id2label", "pad_token_id"}
+    free.add("vocab_multiple")  # compared with the run's own config, once that is read
+    different = [k for k, v in wanted.model_dump().items() if k not in free and stored[k] != v]
+    if different:
+        listed = ", ".join(f"model.{k}: {stored[k]} → {getattr(wanted, k)}" for k in different)
+        raise UserError(
+            f"{checkpoint.path} is of another architecture ({listed}); "
+            "restore the config, or choose another run.dir",
+            status=EXIT_BAD_INPUT,
+        )
+
+
+def check_vocab_multiple(wanted: ModelConfig, stored: dict[str, Any]) -> None:
+    """Raise UserError where the rows in memory were others. stored: the run's own config."""
+    multiple = stored["model"].get("vocab_multiple") or 1
+    if multiple != wanted.vocab_multiple:
+        raise UserError(
+            f"model.vocab_multiple: got {wanted.vocab_multiple}, expected {multiple}, with which"
+            " the run was started; restore it, or choose another run.dir",
+            status=EXIT_BAD_INPUT,
+        )
+
+
+def newest_step(config: "PretrainConfig") -> int | None:
+    """The step that the run would go on from; None for a new run."""
+    committed = list_checkpoints(config.run_dir / "checkpoints")
+    return committed[-1].step if committed else None
+
+
+def check_resume(
+    config: "PretrainConfig", model: ModelConfig, order: "Order | None"
+) -> Iterator[Problem]:
+    """What would stop a run from going on from its newest checkpoint, before it is verified."""
+    committed = list_checkpoints(config.run_dir / "checkpoints")
+    if not committed:
+        return
+    newest = committed[-1]
+    try:
+        check_architecture(model, newest)
+        state = read_json(newest.path / TRAINING / "state.json")
+        check_vocab_multiple(model, state["config"])
+        if order is not None:
+            order.go_on(state["loader"], state["loader"]["step"])
+    except UserError as error:
+        yield Problem("run.dir", str(error))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # damaged: the run itself looks for one that is whole
