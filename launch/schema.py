@@ -1,4 +1,4 @@
-"""`python -m launch schema STAGE`: a config's JSON Schema, for editors."""
+"""`python -m launch schema STAGE [--markdown]`: a config's JSON Schema, or its keys as a page."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from data_prep.config import DataPrepConfig
 from finetune.config import FinetuneConfig
+from launch.reference import markdown
 from pretrain.config import PretrainConfig
 from runtime.config import Config
 from runtime.errors import EXIT_OK
@@ -18,9 +19,16 @@ CONFIGS: dict[str, type[Config]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the schema."""
+    """Print the schema, or the page."""
     parser = argparse.ArgumentParser(prog="python -m launch schema", description=__doc__)
     parser.add_argument("stage", choices=list(CONFIGS))
-    stage = parser.parse_args(argv).stage
-    print(json.dumps(CONFIGS[stage].model_json_schema(), indent=2, ensure_ascii=False))
+    parser.add_argument(
+        "--markdown", action="store_true", help="every key as a page: docs/configuration/STAGE.md"
+    )
+    options = parser.parse_args(argv)
+    schema = CONFIGS[options.stage]
+    if options.markdown:
+        print(markdown(options.stage, schema), end="")
+    else:
+        print(json.dumps(schema.model_json_schema(), indent=2, ensure_ascii=False))
     return EXIT_OK

@@ -25,7 +25,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_ranks(arguments: list[str], ranks: int = 1, **extra: str) -> list[subprocess.Popen[str]]:
+def start_ranks(
+    arguments: list[str], ranks: int = 1, cwd: Path = ROOT, **extra: str
+) -> list[subprocess.Popen[str]]:
     """Start `python ARGUMENTS` as so many ranks of one process group, without a launcher."""
     group = {}
     if ranks > 1:
@@ -42,7 +44,7 @@ def start_ranks(arguments: list[str], ranks: int = 1, **extra: str) -> list[subp
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=ROOT,
+            cwd=cwd,
         )
         for r in range(ranks)
     ]
@@ -53,10 +55,10 @@ def _identity(rank: int, ranks: int) -> dict[str, str]:
 
 
 def run(
-    arguments: list[str], ranks: int = 1, timeout: float = 240, **extra: str
+    arguments: list[str], ranks: int = 1, timeout: float = 240, cwd: Path = ROOT, **extra: str
 ) -> tuple[int, str]:
     """Run `python ARGUMENTS` to its end; returns the worst exit status and all that was printed."""
-    processes = start_ranks(arguments, ranks, **extra)
+    processes = start_ranks(arguments, ranks, cwd, **extra)
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:

@@ -21,7 +21,7 @@ from pretrain.architecture import check_resume, newest_step
 from pretrain.config import PretrainConfig, check
 from pretrain.supply import Supply, supply_of
 from runtime.checkpoint.format import ROOM
-from runtime.config import Problem, load
+from runtime.config import Problem, load, read_tree
 from runtime.errors import UserError
 
 
@@ -37,8 +37,7 @@ class Prediction(NamedTuple):
 
 def check_pretraining(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Report:
     """Check a config. Raises ConfigError with every mistake that the run itself would refuse."""
-    device = load(PretrainConfig, path, overrides).run.device
-    target = target_of(options, device)
+    target = target_of(options, _device(path, overrides))
 
     def problems(config: PretrainConfig) -> list[Problem]:
         there = on(config, target)
@@ -76,6 +75,13 @@ def check_pretraining(path: Path, overrides: Sequence[str], options: argparse.Na
     )
     advice.add_advice(report, case)
     return report
+
+
+def _device(path: Path, overrides: Sequence[str]) -> str:
+    """run.device as written; a wrong one is told below, together with all other mistakes."""
+    run = read_tree(path, overrides).get("run")
+    device = run.get("device") if isinstance(run, dict) else None
+    return device if device in ("cpu", "cuda") else "auto"
 
 
 def on(config: PretrainConfig, target: Target) -> PretrainConfig:
