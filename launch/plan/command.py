@@ -253,7 +253,8 @@ def _tell_files(options: argparse.Namespace, ask: Ask) -> None:
     if not options.output:
         return
     print(f"\nwrote {options.output}; check it with")
-    print(f"  python -m launch check {shlex.quote(str(options.output))} --ranks {ask.gpus}")
+    target = f"--ranks {ask.gpus} --gpus-per-node {ask.gpus_per_node} --gpu {ask.device.name}"
+    print(f"  python -m launch check {shlex.quote(str(options.output))} {target}")
     data = ask.subject.settings.get("data", {}).get("train")
     if isinstance(data, str) and not Path(data).is_dir():
         print(f"  once {data} is prepared (python -m data_prep run …), or name yours with --data")

@@ -17,14 +17,12 @@ from launch.estimate.step_time import StepTime, step_time
 from launch.plan.subject import Subject
 from model.flops import Flops, flops_per_token
 from model.memory import RECOMPUTE
-from runtime.sections import Parallel
 
 # Micro-batches that fit are worth trying down to this part of the largest.
 _WORTH_TRYING = 4
 # Layouts that ask more of the host, the network or DeepSpeed's hooks must be so much faster to be
 # chosen: less than the model's own error, in favour of what can go wrong less.
 _OFFLOAD_DOUBT, _STAGE_3_DOUBT = 1.05, 1.02
-_KEYS = Parallel.model_fields  # nothing is searched that a config cannot say
 
 
 class Ask(NamedTuple):
@@ -142,7 +140,7 @@ def _offloads(ask: Ask, stage: int) -> list[tuple[str, str]]:
     if ask.device.generation == "cpu":
         return [("none", "cpu")]
     found = [("none", "cpu"), ("optimizer", "cpu")]
-    if stage == 3 and "offload_to" in _KEYS:
+    if stage == 3:
         found.append(("all", "cpu"))
         if ask.nvme_path is not None:
             found += [("optimizer", "nvme"), ("all", "nvme")]
@@ -153,7 +151,7 @@ def _groups(ask: Ask, stage: int, offload: str, target: str) -> list[int | None]
     """All ranks, or with ZeRO-3 those of a node (hpZ)."""
     if stage != 3 or ask.gpus <= ask.gpus_per_node or ask.gpus % ask.gpus_per_node:
         return [None]
-    if "sharding" not in _KEYS or ask.gpus_per_node == 1 or (offload == "all" and target == "nvme"):
+    if ask.gpus_per_node == 1 or (offload == "all" and target == "nvme"):
         return [None]
     return [None, ask.gpus_per_node]
 

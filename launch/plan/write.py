@@ -47,7 +47,7 @@ def planned(ask: Ask, candidate: Candidate, tokens: int) -> PretrainConfig:
 def _parallel(ask: Ask, layout: Layout) -> dict[str, Any]:
     """The keys of `parallel` that a layout decides."""
     is_offloaded, is_grouped = layout.offload != "none", layout.shard_ranks is not None
-    found = {
+    return {
         "zero_stage": layout.zero_stage,
         "activation_checkpointing": layout.recompute,
         "offload": layout.offload,
@@ -56,11 +56,9 @@ def _parallel(ask: Ask, layout: Layout) -> dict[str, Any]:
         "sharding": layout.sharding if is_grouped else "full",
         "shard_ranks": layout.shard_ranks,
     }
-    return {name: value for name, value in found.items() if name in _KNOWN}
 
 
 _DEFAULTS = PretrainConfig(steps=1).model_dump(mode="json") | {"steps": None}
-_KNOWN = _DEFAULTS["parallel"]
 # Said even where they are the defaults: they are what was planned.
 _SAID = {
     "parallel": ("zero_stage", "activation_checkpointing"),

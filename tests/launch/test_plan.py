@@ -40,6 +40,11 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return record
 
 
+def sum_of(memory: dict[str, Any]) -> float:
+    """All parts of a memory, which come before its interval."""
+    return sum(list(memory.values())[: list(memory).index("low")])
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(["plan", *words]) == 2
     printed = capsys.readouterr()
@@ -149,7 +154,16 @@ def test_the_written_config_passes_check_and_says_what_was_planned(
     assert config.parallel.offload == best["offload"]
     assert config.total_steps == record["steps"]
     assert 0 < config.schedule.warmup_steps < config.total_steps
-    assert main(["check", "run.yaml", "--ranks", "16"]) == 0
+    # `check` predicts the same of the file.
+    target = ["--ranks", "16", "--gpus-per-node", "8", "--gpu", "h100"]
+    checked = planned(capsys, "check", "run.yaml", *target)
+    assert checked["good"] is True
+    assert checked["layout"] == best
+    assert checked["parameters"] == record["parameters"]
+    assert checked["memory"]["total"] == pytest.approx(
+        sum_of(record["best"][0]["memory"]), rel=1e-6
+    )
+    assert checked["time"]["total_s"] == pytest.approx(record["best"][0]["step_s"], rel=1e-6)
     # The comment above says what was printed.
     text = Path("run.yaml").read_text()
     assert f"{record['best'][0]['tokens_per_second']:,.0f} tokens/s" in text
@@ -179,7 +193,7 @@ def test_a_pretraining_config_is_planned_and_kept(
     assert (config.run.name, config.run.seed, config.log.every_steps) == ("mine", 7, 3)
     assert (config.optim.lr, config.optim.name) == (0.0011, "muon")
     assert config.total_steps == 1000
-    assert main(["check", "run.yaml", "--ranks", "8"]) == 0
+    assert main(["check", "run.yaml", "--ranks", "8", "--gpu", "h100"]) == 0
 
 
 def test_a_model_directory_is_planned(
@@ -201,7 +215,7 @@ def test_a_model_directory_is_planned(
     assert config.model.preset is None  # type: ignore[attr-defined]
     assert config.model.n_layers == 3  # type: ignore[attr-defined]
     assert config.model.qk_norm is True  # type: ignore[attr-defined]
-    assert main(["check", "run.yaml", "--ranks", "2"]) == 0
+    assert main(["check", "run.yaml", "--ranks", "2", "--gpu", "h100"]) == 0
 
 
 def test_a_bert_is_planned_with_its_own_objective(capsys: pytest.CaptureFixture[str]) -> None:

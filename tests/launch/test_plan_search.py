@@ -12,6 +12,7 @@ from launch.plan import explain, scaling
 from launch.plan.nothing import nothing_fits
 from launch.plan.search import (
     Ask,
+    Candidate,
     best_of,
     combinations,
     divisors,
@@ -24,8 +25,7 @@ from launch.plan.search import (
 )
 from launch.plan.subject import find_subject
 from launch.plan.write import planned
-from runtime import sections
-from runtime.deepspeed_config import deepspeed_config
+from runtime.legality import Combination, check_combination
 
 TOKENS = 10**12
 
@@ -84,30 +84,44 @@ def test_three_best_differ_in_more_than_batch_and_offload() -> None:
     )
 
 
-def test_every_combination_is_legal_in_deepspeed_s_config() -> None:
-    for gpus in (1, 8, 64):
-        for layout in combinations(ask(gpus=gpus)):
-            known = sections.Parallel.model_fields
-            keys = {
-                "zero_stage": layout.zero_stage,
-                "offload": layout.offload,
-                "offload_to": layout.offload_to,
-                "activation_checkpointing": layout.recompute,
-                "sharding": "full" if layout.shard_ranks is None else layout.sharding,
-                "shard_ranks": layout.shard_ranks,
-            }
-            parallel = sections.Parallel(**{k: v for k, v in keys.items() if k in known})
-            config = deepspeed_config(
-                parallel,
-                "bf16",
-                micro_batch_size=1,
-                accumulation_steps=1,
-                world_size=gpus,
-                max_grad_norm=1.0,
-                device_type="cuda",
+@pytest.mark.parametrize("gpu", ["h100", "v100-32", "cpu"])
+def test_every_combination_is_legal(gpu: str) -> None:
+    """As the run's own check reads the table of what goes together."""
+    precision = {"h100": "bf16", "v100-32": "fp16", "cpu": "fp32"}[gpu]
+    count = 0
+    for gpus in (1, 2, 8, 12, 64):
+        asked = ask("gpt2-124m", gpu, gpus=gpus, precision=precision, nvme_path="/mnt/nvme")
+        for layout in combinations(asked):
+            candidate = Candidate(layout, memory_of(asked, layout), time_of(asked, layout))
+            config = planned(asked, candidate, TOKENS)
+            device = "cpu" if gpu == "cpu" else "cuda"
+            combination = Combination(
+                config.parallel, config.precision, "adamw", config.compile, device, gpus
             )
-            assert config["zero_optimization"]["stage"] == layout.zero_stage
-            assert gpus == 1 or layout.zero_stage in (1, 2, 3)
+            assert list(check_combination(combination)) == []
+            assert layout.sequence_parallel == 1
+            count += 1
+    assert count > 20
+
+
+def test_what_offload_and_groups_the_search_tries() -> None:
+    tried = combinations_of(ask(nvme_path="/mnt/nvme"))
+    assert (3, "none", "cpu", 8) in tried
+    assert (3, "all", "cpu", 8) in tried
+    assert (3, "optimizer", "nvme", 8) in tried
+    assert (3, "all", "nvme", None) in tried
+    assert (3, "all", "nvme", 8) not in tried
+    assert not any(target == "nvme" for *_, target, _ in combinations_of(ask()))
+    # Groups of a node's ranks only where there are several whole nodes.
+    assert not any(one.shard_ranks for one in combinations(ask(gpus=8)))
+    assert not any(one.shard_ranks for one in combinations(ask(gpus=12)))
+
+
+def combinations_of(asked: Ask) -> list[tuple[int, str, str, int | None]]:
+    return [
+        (one.zero_stage, one.offload, one.offload_to, one.shard_ranks)
+        for one in combinations(asked)
+    ]
 
 
 def test_small_models_need_no_sharding_of_weights() -> None:
