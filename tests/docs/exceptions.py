@@ -32,8 +32,9 @@ SMALLER = (
         _PRETRAIN,
         "a real run takes minutes to days",
     ),
+    Smaller(r"python -m launch check my-gpt\.yaml", _PRETRAIN, "its run was made small"),
     Smaller(r"python -m launch local .*", _PRETRAIN, "the same"),
-    Smaller(r"WANDB_MODE=offline python -m pretrain \S+\.yaml.*", _PRETRAIN, "the same"),
+    Smaller(r"(?:WANDB_MODE=offline )?python -m pretrain \S+\.yaml.*", _PRETRAIN, "the same"),
     Smaller(
         rf"{_START}launch/finetune\.sh \S+\.yaml.*", _FINETUNE, "a real run takes minutes to hours"
     ),
@@ -44,6 +45,7 @@ _TWO = "two ranks on the CPU stand for eight GPUs"
 REPLACED = {
     "--num_gpus 8": ("--num_gpus 2", _TWO),
     "--nproc-per-node 8": ("--nproc-per-node 2", _TWO),
+    "/mnt/nvme": ("data", "a folder stands for the disk"),
 }
 
 # Started without the launcher in front, which costs seconds each time and is run by the others
