@@ -35,6 +35,7 @@ COMMANDS = {
         "launch.supervise_command", "start a training command, and start it again when it fails"
     ),
     "plan": Command("launch.plan.command", "find the best layout for a run, and how far it scales"),
+    "scaling": Command("launch.scaling.command", "measure scaling over ranks, stages and models"),
     "report": Command("launch.report.command", "write runs as one HTML page"),
     "schema": Command("launch.schema", "print a config's JSON Schema, for editors"),
 }

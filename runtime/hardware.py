@@ -1,6 +1,7 @@
 """What hardware is here, asked without importing torch, for checks that must be fast."""
 
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -22,3 +23,20 @@ def device_type(device: str) -> str:
 def has_cpp_compiler() -> bool:
     """Whether torch.compile could build its CPU kernels."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor as its maker calls it; `unknown` where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"

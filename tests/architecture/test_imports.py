@@ -81,6 +81,7 @@ TORCH_FREE = [
     "launch.cluster.torchrun",
     "launch.report.command",
     "launch.report.serve",
+    "launch.scaling.command",
     "launch.supervise",
     "model.config",
     "model.describe",
