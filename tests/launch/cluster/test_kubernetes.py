@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,48 @@ def test_kubectl_gets_what_is_printed(
     assert main([*words, "--print", "--", str(config)]) == 0
     assert capfd.readouterr().out == (tmp_path / "sent").read_text()
     assert (tmp_path / "words").read_text() == "apply --filename -\n"
+
+
+def test_kubectl_reads_what_we_wrote(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By the parser that a cluster has; `set env` also wants the types of its own objects."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    words = [f"--env=X{number}={word}" for number, word in enumerate(HOSTILE)]
+    overrides = tuple(f"run.dir={json.dumps(f'/data/{word}')}" for word in HOSTILE)
+    found = documents(capsys, config, *words, overrides=overrides)
+    (ours,) = found[2]["spec"]["template"]["spec"]["containers"]
+    for change, those in (("label read=true", found), ("set env READ=true", found[2:])):
+        (tmp_path / "objects.yaml").write_text(documents_to_yaml(those))
+        options = ["--local", "--filename", "objects.yaml", "--output", "json"]
+        done = subprocess.run(
+            ["kubectl", *change.split(), *options],
+            cwd=tmp_path,
+            env={**environment(), "KUBECONFIG": "/dev/null"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        read = _json_documents(done.stdout)
+        assert [document["kind"] for document in read] == [d["kind"] for d in those]
+        (container,) = read[-1]["spec"]["template"]["spec"]["containers"]
+        assert container["command"] == ours["command"]
+        values = {v["name"]: v.get("value", "") for v in container["env"]}
+        assert values.items() >= {v["name"]: v.get("value", "") for v in ours["env"]}.items()
+        if those is found:
+            assert read[0]["data"] == found[0]["data"]
+
+
+def _json_documents(text: str) -> list[dict[str, Any]]:
+    """JSON objects, one after the other, or in a List."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.strip():
+        document, end = decoder.raw_decode(text)
+        found += document.get("items", [document])
+        text = text[end:]
+    return found
 
 
 @pytest.mark.slow

@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch.__main__ import main
 from launch.cluster.local import visible_gpus
 from launch.cluster.printing import CommandLine, quoted
-from tests.processes import ROOT, environment
+from tests.corpus import prepare_corpus
+from tests.processes import ROOT, environment, free_port
 from tests.security.test_hosts import WORDS
 from tests.tiny_run import write_config
 
@@ -160,3 +162,36 @@ def test_a_run_starts_as_printed(tmp_path: Path, config: Path) -> None:
     )
     assert done.returncode == 2, done.stderr
     assert "data.train" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_machines_meet_where_they_are_told(tmp_path: Path) -> None:
+    """The line that is printed for every machine, run twice on this one."""
+    corpus = prepare_corpus(tmp_path / "corpus", documents=60)
+    changes: dict[str, Any] = {"steps": 4, "evaluate__every_steps": 0, "log__tensorboard": False}
+    path = write_config(tmp_path / "c.yaml", tmp_path / "run", corpus, **changes)
+    options = ["--nodes", "2", "--gpus-per-node", "1"]
+    options += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--print"]
+    line = subprocess.run(
+        [sys.executable, "-m", "launch", "torchrun", *options, "--", str(path)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    machines = [
+        subprocess.Popen(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [machine.communicate(timeout=200)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert "2 × cpu" in "".join(outputs)
+    assert (tmp_path / "run/checkpoints/step_00000004/MANIFEST.json").exists()
