@@ -15,6 +15,7 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.sinks.sink import Histogram
 
 _START_S = 60  # that a start may take before the run goes on without
+_END_S = 120
 
 
 class WandB:
@@ -51,6 +52,7 @@ class WandB:
             disable_code=True,
             disable_git=True,
             init_timeout=_START_S,
+            finish_timeout=_END_S,  # what did not get there by then is kept for `wandb sync`
             silent=True,
             # Of the machine it would also send the command line, which may hold a secret.
             x_disable_meta=True,
