@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
-from runtime.dist import resolve_device
+from runtime.dist import is_lost_peer, resolve_device
 from runtime.errors import EXIT_FAILED, EXIT_OK, UserError, leave
 from runtime.launcher import hosts_of_ranks
 from runtime.rendezvous import Meeting, is_single_node, listen_towards, stay_on_loopback
@@ -40,7 +40,7 @@ _MOST_REPEATS = 2000
 _SLOW = 1 / 3  # of the others' median
 
 
-class Test:
+class SelfTest:
     """One rank's part of the test."""
 
     def __init__(self, rank: int, world_size: int, seconds: float) -> None:
@@ -225,9 +225,9 @@ def who_is_unreached(pairs: Sequence[tuple[str, str]]) -> str:
     count: dict[str, int] = {}
     for host in (host for pair in pairs for host in pair):
         count[host] = count.get(host, 0) + 1
-    worst = max(count, key=lambda host: count[host])
+    in_each = [host for host, times in count.items() if times == len(pairs)]
     listed = ", ".join(f"{a} → {b}" for a, b in pairs[:6])
-    whom = f"{worst} is in each of these: " if count[worst] == len(pairs) > 1 else ""
+    whom = f"{in_each[0]} is in each of these: " if len(in_each) == 1 else ""
     return (
         f"no connection between hosts: {whom}{listed}; open all TCP ports between them, or choose "
         "another network with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
@@ -318,10 +318,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        return Test(rank, world_size, options.seconds).run()
+        return SelfTest(rank, world_size, options.seconds).run()
     except (UserError, RuntimeError) as error:  # torch's are RuntimeErrors
         first = str(error).strip().splitlines()[0]
-        say("failed", rank=rank, error=first[:500], is_ours=isinstance(error, UserError))
+        say("failed", rank=rank, error="" if is_lost_peer(error) else first[:500])
         return EXIT_FAILED
 
 

@@ -148,7 +148,7 @@ class _Measurement:
         if kind == "at":
             self._at[event["rank"]] = (event["step"], event["what"])
         elif kind == "failed":
-            self._failed[event["rank"]] = event["error"] if event["is_ours"] else ""
+            self._failed[event["rank"]] = event["error"]
         elif kind == "end":
             self._ended.add(event["rank"])
             if event["status"] != EXIT_OK:

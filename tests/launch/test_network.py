@@ -35,10 +35,17 @@ def test_on_this_machine_alone() -> None:
 
 @needs_namespaces
 @pytest.mark.slow
-def test_slow_and_dead_hosts_are_named(tmp_path: Path) -> None:
+def test_cut_off_slow_and_dead_hosts_are_named(tmp_path: Path) -> None:
     with namespaces.cluster(tmp_path, "alpha", "beta", "gamma") as cluster:
         file = hostfile(tmp_path, "alpha", "beta", "gamma")
         words = [*NETWORK, "--hostfile", file]
+        # Two that do not see one another, though both see the first: as behind a firewall.
+        cluster.hosts["beta"].network("ip", "route", "add", "blackhole", "10.77.0.3/32")
+        status, output = cluster.run("alpha", words)
+        assert status == 1, output
+        assert "error: no connection between hosts: beta → gamma, gamma → beta; open all" in output
+        cluster.hosts["beta"].network("ip", "route", "delete", "blackhole", "10.77.0.3/32")
+
         limit = ["rate", "50mbit", "burst", "64kb", "latency", "400ms"]
         gamma = cluster.hosts["gamma"]
         gamma.network("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", *limit)

@@ -53,3 +53,4 @@ def test_who_is_cut_off() -> None:
     told = who_is_unreached([("a", "c"), ("b", "c"), ("c", "a")])
     assert "c is in each of these: a → c, b → c, c → a" in told
     assert "in each" not in who_is_unreached([("a", "b"), ("c", "d")])
+    assert "in each" not in who_is_unreached([("a", "b"), ("b", "a")])
