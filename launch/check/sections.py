@@ -22,6 +22,7 @@ _MOMENTS = {
     "logits": "where the backward pass begins",
     "backward": "in the backward pass",
     "reduce": "where gradients are reduced",
+    "scatter": "where gradients are shared out",
     "update": "in the optimizer's step",
     "measure": "after the optimizer's step",
     "save": "when a checkpoint is copied",

@@ -22,7 +22,7 @@ CPU_RUNTIME = 400 * MB
 _GLOO = 40 * MB
 _TENSORBOARD = 50 * MB
 _SAVING = 50 * MB  # the threads that write and hash a save beside the training
-_INDUCTOR = 250 * MB  # torch.compile's compiler, in the process
+_INDUCTOR = 40 * MB  # torch.compile's share of the process: it compiles in others
 # Of a GPU, outside of what torch reserves: the context with its kernels, and NCCL's channels.
 # Orders of magnitude of published nvidia-smi readings, hence the wide interval.
 _CUDA_CONTEXT, _NCCL, _CUDA_SPREAD = 550 * MB, 700 * MB, 400 * MB

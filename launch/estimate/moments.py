@@ -19,6 +19,7 @@ from runtime.deepspeed_config import deepspeed_config
 from runtime.sections import Parallel
 
 _NORM_CHUNK = 1 << 24  # numbers whose update is measured at a time (runtime.optim)
+_SUB_GROUP = 100_000_000  # numbers that are swapped in at a time (runtime.deepspeed_config)
 _MUON_BATCH = 1 << 22  # numbers that Muon makes orthogonal at a time (runtime.muon)
 _MUON_COPIES = 5  # of them at once: stacked, divided by their norm, and products
 # Of attention with dropout on a CPU, where torch keeps all scores: bytes for a pair and head.
@@ -53,6 +54,7 @@ class Held(NamedTuple):
     activation_block: float
     logit_block: float
     bucket: float  # numbers in a bucket for gradients, as far as it is in memory
+    bucket_limit: float  # numbers that it may have
     gathered: float  # numbers that ZeRO-3 has whole at once
 
     @property
@@ -112,6 +114,7 @@ def held(
         float(predicted_fraction * tokens * model.vocab_size * 4),
         # A GPU sets all of it aside; a CPU those pages that are written to.
         min(bucket, size) if is_cpu else bucket,
+        bucket,
         min(float(size), float(zero["stage3_max_live_parameters"])),
     )
 
@@ -170,6 +173,8 @@ def resident(found: Held, layout: Layout) -> tuple[Tensors, Tensors]:
     device: Tensors = []
     host: Tensors = []
     is_offloaded = layout.offload != "none"
+    if is_offloaded and layout.offload_to == "nvme":
+        return _on_disk(found, layout)
     states = [_flat("optimizer", found.moment_bytes / max(share, 1), share)]
     # In fp32, ZeRO-3 has its optimizer work on the weights themselves.
     if stage < 3 or width < 4 or is_offloaded:
@@ -191,6 +196,17 @@ def resident(found: Held, layout: Layout) -> tuple[Tensors, Tensors]:
     return device, host
 
 
+def _on_disk(found: Held, layout: Layout) -> tuple[Tensors, Tensors]:
+    """ZeRO-3 with its states on NVMe: buffers in the host's memory that pieces pass through."""
+    pieces = min(found.share, _SUB_GROUP)
+    host = [_flat("optimizer", 4, pieces, f"buffer {number}") for number in range(4)]
+    host.append(_flat("gradients", found.width, found.share))
+    device = [_flat("communication", found.width, found.bucket)]
+    if layout.offload != "all":
+        device.append(_flat("weights", found.width, found.share))
+    return device, host
+
+
 def moments(found: Held, layout: Layout) -> dict[str, Tensors]:
     """What is there besides, at each moment that may be a run's peak."""
     again = [_block("activations", found.recomputed, found.activation_block, "again")]
@@ -203,6 +219,7 @@ def moments(found: Held, layout: Layout) -> dict[str, Tensors]:
         "logits": [*kept, *scores, *before, *gathered],
         "backward": [*kept, *again, *before, *gathered, *_bucket(found, layout)],
         "reduce": [*gathered, *_reduced(found, layout)],
+        "scatter": _scattered(found, layout),
         "update": _update(found, layout),
         "measure": _measure(found),
         "save": [],
@@ -246,20 +263,36 @@ def _bucket(found: Held, layout: Layout) -> Tensors:
     return [_flat("communication", found.width, found.bucket, "bucket")]
 
 
+def _own(found: Held, layout: Layout) -> Tensors:
+    """Gradients as autograd made them: whole at the end under stage 1, else freed on the way.
+
+    Under stage 3 what is gathered and freed in between keeps their places from being used again.
+    """
+    if layout.zero_stage == 2:
+        return [
+            Tensor("gradients", 2 * size, size, "own") for size in [found.width * found.largest]
+        ]
+    return _each(found, "gradients", found.width, kind="own")
+
+
 def _reduced(found: Held, layout: Layout) -> Tensors:
-    """The end of the backward pass: whole gradients, and what they are reduced in."""
-    width, stage = found.width, layout.zero_stage
-    flat = _flat("communication", width, min(found.size, 5e8), "flat")
-    # From stage 2 on a full bucket is reduced at once, and its gradients are gone.
-    whole = 1.0 if stage < 2 else min(1.0, found.bucket / found.size)
-    own = _each(found, "gradients", width, whole, "own")
-    if stage == 0:
+    """The end of the backward pass: gradients in the bucket, and the copy that is sent."""
+    flat = _flat("communication", found.width, min(found.size, found.bucket_limit), "flat")
+    if layout.zero_stage == 0:
         return [flat]  # also of one rank
-    if stage == 3:
-        return [*own, _flat("gradients", width, found.share, "partition")]
+    own = _own(found, layout)
+    if layout.zero_stage == 3:
+        return [*own, _flat("gradients", found.width, found.share, "partition")]
     shared = [flat] if layout.n_ranks > 1 else []
-    partition = [] if layout.offload != "none" else [_flat("gradients", width, found.share)]
-    return [*own, *_bucket(found, layout), *partition, *shared, *_accumulated(found, layout)]
+    return [*own, *_bucket(found, layout), *shared, *_accumulated(found, layout)]
+
+
+def _scattered(found: Held, layout: Layout) -> Tensors:
+    """Stages 1 and 2 right after that: this rank's part of the gradients beside the bucket."""
+    if layout.zero_stage in (0, 3) or layout.offload != "none":
+        return []
+    part = _flat("gradients", found.width, found.share)
+    return [*_own(found, layout), *_bucket(found, layout), part, *_accumulated(found, layout)]
 
 
 def _update(found: Held, layout: Layout) -> Tensors:
