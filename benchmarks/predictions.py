@@ -99,6 +99,17 @@ CASES = [
          "parallel.zero_stage=3", "parallel.offload=all"], round=2),
     Case("llama-60m fp32 zero-1 muon", [*LLAMA, *shape(4, 128, steps=3), "precision=fp32",
          "optim.name=muon"], round=2),
+    # Nor until it was corrected once more, by the first of those.
+    Case("gpt2-91m bf16 zero-1, 2 ranks, accumulating", [*GPT,
+         *shape(8, 128, micro=2, steps=3)], ranks=2, round=3),
+    Case("llama-60m bf16 zero-3 muon, 2 ranks", [*LLAMA, *shape(4, 256, steps=3),
+         "parallel.zero_stage=3", "optim.name=muon"], ranks=2, round=3),
+    Case("bert-medium fp32 zero-0, 2 ranks, dropout 0.1", [*BERT, "model.preset=bert-medium",
+         *shape(8, 128, steps=3), "precision=fp32", "parallel.zero_stage=0"], ranks=2, round=3,
+         data="bert"),
+    Case("llama-60m bf16 zero-1, 2 ranks, optimizer offloaded, recomputing blocks", [*LLAMA,
+         *shape(8, 512, steps=3), "parallel.offload=optimizer",
+         "parallel.activation_checkpointing=block"], ranks=2, round=3),
 ]  # fmt: skip
 
 

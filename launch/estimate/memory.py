@@ -17,9 +17,8 @@ from model.config import ModelConfig
 
 MB = 1e6
 # Resident of a training process without any tensor: Python, torch 2.13, DeepSpeed 0.19.8, what
-# their first step loads, and the pages of their libraries. Several ranks: gloo's and its threads.
+# their first step loads, and the pages of their libraries; no more where there are several ranks.
 CPU_RUNTIME = 400 * MB
-_GLOO = 40 * MB
 _TENSORBOARD = 50 * MB
 _SAVING = 50 * MB  # the threads that write and hash a save beside the training
 _INDUCTOR = 40 * MB  # torch.compile's share of the process: it compiles in others
@@ -151,8 +150,7 @@ def _on_cpu(found: Held, layout: Layout, *, saves: str, tensorboard: bool) -> Ru
         heap |= {name: max(size, heap.get(name, 0.0)) for name, size in now.items()}
     parts = _sums(at[peak])
     kept = sum(heap.values()) - sum(t.size for t in at[peak] if t.block < _GIVEN_BACK)
-    runtime = CPU_RUNTIME + _GLOO * (layout.n_ranks > 1)
-    runtime += _TENSORBOARD * tensorboard + _INDUCTOR * layout.compile
+    runtime = CPU_RUNTIME + _TENSORBOARD * tensorboard + _INDUCTOR * layout.compile
     runtime += _SAVING * (saves == "often")
     checkpoint = found.copied if saves == "often" or peak == "save" else 0.0
     total = sum(parts.values()) + kept + runtime + checkpoint
