@@ -19,7 +19,7 @@ MB = 1e6
 # Resident of a training process without any tensor: Python, torch 2.13, DeepSpeed 0.19.8, what
 # their first step loads, and the pages of their libraries; no more where there are several ranks.
 CPU_RUNTIME = 400 * MB
-_TENSORBOARD = 50 * MB
+_TENSORBOARD = 15 * MB
 _SAVING = 50 * MB  # the threads that write and hash a save beside the training
 _INDUCTOR = 40 * MB  # torch.compile's share of the process: it compiles in others
 # Of a GPU, outside of what torch reserves: the context with its kernels, and NCCL's channels.

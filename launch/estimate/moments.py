@@ -56,11 +56,13 @@ class Held(NamedTuple):
     bucket: float  # numbers in a bucket for gradients, as far as it is in memory
     bucket_limit: float  # numbers that it may have
     gathered: float  # numbers that ZeRO-3 has whole at once
+    n_ranks: int
 
     @property
     def copied(self) -> float:
-        """Bytes that a save copies to the host: masters, moments, and a share of the weights."""
-        return 4 * self.share + self.moment_bytes + self.width * self.share
+        """Bytes of this rank's part of a save: masters, moments and weights, each saved once."""
+        per_number = 4 + self.moment_bytes / self.share + self.width
+        return per_number * self.size / self.n_ranks
 
     @property
     def largest(self) -> int:
@@ -116,6 +118,7 @@ def held(
         min(bucket, size) if is_cpu else bucket,
         bucket,
         min(float(size), float(zero["stage3_max_live_parameters"])),
+        layout.n_ranks,
     )
 
 
@@ -168,14 +171,14 @@ def resident(found: Held, layout: Layout) -> tuple[Tensors, Tensors]:
         return [
             *_each(found, "weights", width, kind="weights"),
             *_each(found, "gradients", width, kind="own"),  # zeroed after a step, and kept
-            *_each(found, "optimizer", 8, kind="moments"),
+            *_each(found, "optimizer", found.moment_bytes / found.share, kind="moments"),
         ], []
     device: Tensors = []
     host: Tensors = []
     is_offloaded = layout.offload != "none"
     if is_offloaded and layout.offload_to == "nvme":
         return _on_disk(found, layout)
-    states = [_flat("optimizer", found.moment_bytes / max(share, 1), share)]
+    states = [_flat("optimizer", found.moment_bytes / share, share)]
     # In fp32, ZeRO-3 has its optimizer work on the weights themselves.
     if stage < 3 or width < 4 or is_offloaded:
         states.append(_flat("optimizer", 4, share))
@@ -264,15 +267,16 @@ def _bucket(found: Held, layout: Layout) -> Tensors:
 
 
 def _own(found: Held, layout: Layout) -> Tensors:
-    """Gradients as autograd made them: whole at the end under stage 1, else freed on the way.
+    """Gradients as autograd made them, before the bucket has them.
 
-    Under stage 3 what is gathered and freed in between keeps their places from being used again.
+    Stage 1 moves them after the last; the others each at once. Under stage 3 what is gathered and
+    freed in between keeps the places of a bucket's from being used again.
     """
     if layout.zero_stage == 2:
-        return [
-            Tensor("gradients", 2 * size, size, "own") for size in [found.width * found.largest]
-        ]
-    return _each(found, "gradients", found.width, kind="own")
+        block = float(found.width * found.largest)
+        return [Tensor("gradients", 2 * block, block, "own")]
+    share = min(1.0, found.bucket_limit / found.size) if layout.zero_stage == 3 else 1.0
+    return _each(found, "gradients", found.width, share, "own")
 
 
 def _reduced(found: Held, layout: Layout) -> Tensors:

@@ -95,6 +95,8 @@ def test_a_save_is_a_second_copy_in_the_host() -> None:
     found = memory(CPU)
     assert found.checkpoint == pytest.approx((12 + 2) * SIZE / 8)
     assert memory(H100).checkpoint == 0
+    plain = memory(CPU, zero_stage=0, precision="fp32")  # whole on every rank, saved once
+    assert plain.checkpoint == pytest.approx((12 + 4) * SIZE / 8)
     at_end = run_memory(MODEL, layout(), CPU, saves="at_end")
     assert at_end.total < found.total
 
@@ -116,3 +118,16 @@ def test_small_blocks_stay_with_the_process() -> None:
 
 def _held(one: Layout):
     return held(SMALL, one, is_cpu=True, head=None, predicted_fraction=1.0, optimizer="adamw")
+
+
+def test_gradients_of_a_large_model_pass_through_a_bucket() -> None:
+    """Stages 2 and 3 never hold all of them: there is a bucket of 500 M numbers."""
+    large = preset("llama-3-70b")
+    found = {
+        stage: run_memory(large, layout(zero_stage=stage, n_ranks=128, micro_batch_size=1), H100)
+        for stage in (1, 2, 3)
+    }
+    size = parameters(large)
+    assert found[1].gradients > 2 * size
+    assert found[2].gradients < 0.2 * size
+    assert found[3].gradients + found[3].communication < 5e9
