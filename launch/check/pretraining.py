@@ -24,6 +24,9 @@ from runtime.checkpoint.format import ROOM
 from runtime.config import Problem, load, read_tree
 from runtime.errors import UserError
 
+# A processor's step is reckoned from what its cores give at best; whatever else runs slows it down.
+CPU_LEAST, CPU_MOST = 0.7, 2.0
+
 
 class Prediction(NamedTuple):
     """Everything that is foreseen of a run."""
@@ -33,6 +36,7 @@ class Prediction(NamedTuple):
     evaluations_s: float  # in all
     saves: Saves
     cost: Cost
+    is_reckoned: bool  # the step on a CPU, without a probe
 
 
 def check_pretraining(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Report:
@@ -127,6 +131,8 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
         from launch.check.probe import probed
 
         step = probed(one, target, step, options)
+    elif target.is_cpu:
+        step = step._replace(low_s=CPU_LEAST * step.total_s, high_s=CPU_MOST * step.total_s)
     config, steps = one.config, one.config.total_steps
     evaluations = evaluations_s(one, step, has_data=not options.no_data)
     size = checkpoint_bytes(one.model, one.head, config.precision, config.optim.name)
@@ -149,7 +155,9 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
         watts=options.watts,
         price_per_hour=options.price_per_gpu_hour,
     )
-    return Prediction(memory_of(one, target.device), step, evaluations, saves, cost)
+    is_reckoned = target.is_cpu and not options.probe
+    memory = memory_of(one, target.device)
+    return Prediction(memory, step, evaluations, saves, cost, is_reckoned)
 
 
 def evaluations_s(one: Training, step: StepTime, *, has_data: bool) -> float:

@@ -183,7 +183,8 @@ def _time(report: Report, one: Training, target: Target, found: "Prediction") ->
     if cost.price is not None:
         low, high = (cost.price * s / cost.seconds for s in (cost.low_s, cost.high_s))
         rows.append(Row("price", f"{cost.price:,.2f}", f"{low:,.2f} to {high:,.2f}"))
-    report.sections.append(Section("time", rows))
+    note = "reckoned for idle cores; --probe measures the step" if found.is_reckoned else ""
+    report.sections.append(Section("time", rows, note))
     report.numbers["time"] = {
         **{name: value for name, value in step._asdict().items() if name != "parts"},
         "tokens_per_second": rates[0],

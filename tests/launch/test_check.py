@@ -314,5 +314,7 @@ def test_the_model_without_data_is_the_configs(write: Any, told: Any) -> None:
 
 @pytest.mark.slow
 def test_a_probe_measures_the_step(write: Any, told: Any) -> None:
-    found = told(write(), "--probe")
+    reckoned, found = told(write()), told(write(), "--probe")
+    spread = reckoned["time"]["high_s"] / reckoned["time"]["low_s"]
+    assert spread == pytest.approx(2.0 / 0.7)  # until it is measured
     assert 0 < found["time"]["low_s"] < found["time"]["total_s"] < found["time"]["high_s"] < 60
