@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     stages = _numbers(options.zero, "--zero", 0, 3)
     models = [word for word in options.models.split(",") if word]
     _check(options, models, stages)
-    output: Path = options.output
+    output: Path = options.output.absolute()  # ranks start in the source tree
     if (output / "runs").exists():
         raise UserError(
             f"{output}: holds a measurement already; choose another --output, or delete it",

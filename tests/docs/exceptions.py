@@ -8,6 +8,8 @@ import re
 import shlex
 from typing import NamedTuple
 
+from tests.processes import free_port
+
 # So that training takes seconds: appended to commands that train. The path through the program is
 # the same; what gets less is steps, sequences and layers.
 _PRETRAIN = (
@@ -15,7 +17,7 @@ _PRETRAIN = (
     "batch.micro_batch_size=null model.n_layers=1 evaluate.max_sequences=4"
 )
 _FINETUNE = "steps=2 epochs=null schedule.warmup_steps=1 batch.global_batch_size=2"
-_START = r"(?:deepspeed(?: --num_gpus \d+)?|torchrun --standalone .*?|bash) "
+_START = r"(?:deepspeed(?: --master_port \d+)?(?: --num_gpus \d+)?|torchrun --standalone .*?|bash) "
 
 
 class Smaller(NamedTuple):
@@ -33,6 +35,7 @@ SMALLER = (
         "a real run takes minutes to days",
     ),
     Smaller(r"python -m launch check my-gpt\.yaml", _PRETRAIN, "its run was made small"),
+    Smaller(r"bash launch/scaling\.sh --ranks .*", "--ranks 1 --zero 1 --steps 1", "minutes"),
     Smaller(r"python -m launch local .*", _PRETRAIN, "the same"),
     Smaller(r"(?:WANDB_MODE=offline )?python -m pretrain \S+\.yaml.*", _PRETRAIN, "the same"),
     Smaller(
@@ -142,6 +145,10 @@ def smaller(command: str) -> str:
         return command if " --print " in command else command.replace(" -- ", " --print -- ", 1)
     for words, (instead, _) in REPLACED.items():
         command = command.replace(words, instead)
+    # Others may be training on this machine, by the launchers' usual port.
+    command = re.sub(
+        r"deepspeed (?=--num_gpus)", f"deepspeed --master_port {free_port()} ", command
+    )
     for rule in SMALLER:
         if re.fullmatch(rule.pattern, command):
             return f"{command} {rule.append}"
