@@ -3,14 +3,17 @@
 import argparse
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from launch.cluster import training
 from launch.cluster.printing import CommandLine, python_path
-from launch.cluster.torchrun import MAX_RANKS, agent, supervised
+from launch.cluster.torchrun import MAX_RANKS, supervised
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
+
+_LOOPBACK, _PORT = "127.0.0.1", 29500
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,9 +43,36 @@ def main(argv: Sequence[str]) -> int:
 
 
 def start(script: Sequence[str], ranks: int) -> CommandLine:
-    """What starts a script and its arguments here."""
-    launcher = agent(1, ranks) if ranks > 1 else [sys.executable]
-    return CommandLine(supervised([*launcher, *script]), python_path())
+    """What starts a script and its arguments here.
+
+    Several ranks by DeepSpeed's runner, with which nothing listens beyond this machine: torchrun
+    opens its port on all interfaces (SECURITY.md).
+    """
+    if ranks == 1:
+        return CommandLine(supervised([sys.executable, *script]), python_path())
+    words = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    words += ["--master_addr", _LOOPBACK, "--master_port", str(free_port())]
+    environment, gpus = python_path(), visible_gpus()
+    if ranks > gpus:  # of CPUs
+        words += ["--num_gpus", str(ranks)]
+    elif ranks < gpus:
+        # Not --num_gpus: DeepSpeed ignores CUDA_VISIBLE_DEVICES beside it.
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen.split(",")[:ranks])
+    return CommandLine(supervised([*words, *script]), environment)
+
+
+def free_port() -> int:
+    """DeepSpeed's usual port, or another where a second run of this machine has that one."""
+    for port in (_PORT, 0):
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((_LOOPBACK, port))
+            except OSError:
+                continue
+            return int(listener.getsockname()[1])
+    raise UserError(f"no free port on {_LOOPBACK}")
 
 
 def visible_gpus() -> int:

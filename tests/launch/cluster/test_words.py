@@ -1,7 +1,9 @@
 """Commands print what they would run, and what is printed runs: with every word as it was."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from launch.__main__ import main
+from launch.cluster import local
 from launch.cluster.local import visible_gpus
 from launch.cluster.printing import CommandLine, quoted
 from tests.corpus import prepare_corpus
@@ -85,11 +88,29 @@ def test_local_takes_what_is_here(
     script = [str(ROOT / "launch/pretrain.sh"), str(config)]
     assert printed(capsys, "local", "--print", "--", str(config))[4:] == [sys.executable, *script]
     words = printed(capsys, "local", "--ranks", "2", "--print", "--", str(config))
-    assert words[7:] == ["--nnodes", "1", "--nproc-per-node", "2", "--standalone", *script]
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--master_addr", "127.0.0.1"]
+    assert words[4:10] == [*runner, "--master_port"]
+    assert words[11:] == ["--num_gpus", "2", *script]
     monkeypatch.setattr("launch.cluster.local.visible_gpus", lambda: 2)
-    assert printed(capsys, "local", "--print", "--", str(config)) == words
+    assert printed(capsys, "local", "--print", "--", str(config))[11:] == script
     assert main(["local", "--ranks", "4", "--print", "--", str(config)]) == 2
     assert "4 ranks need as many GPUs and 2 are visible" in capsys.readouterr().err
+
+
+def test_fewer_ranks_than_gpus_take_the_first_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.cluster.local.visible_gpus", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.start(["x.py"], 2).environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1")
+    assert local.start(["x.py"], 2).environment["CUDA_VISIBLE_DEVICES"] == "7,5"
+    assert "CUDA_VISIBLE_DEVICES" not in local.start(["x.py"], 4).environment
+
+
+def test_two_runs_of_a_machine_take_two_ports() -> None:
+    with socket.socket() as first:
+        with contextlib.suppress(OSError):  # or somebody else has it: just as well
+            first.bind(("127.0.0.1", 29500))
+        assert local.free_port() != 29500
 
 
 @pytest.mark.parametrize(
