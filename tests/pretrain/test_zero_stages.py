@@ -54,3 +54,32 @@ def test_stage_3_refuses_a_checkpoint_of_another_architecture(
     assert status == 2, output
     assert "of another architecture (model.d_ff: " in output
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_under_every_layout(write_config: Write, tmp_path: Path) -> None:
+    """Hierarchical partitioning, parameters on the host, one rank: as one run of ZeRO-1."""
+    plain = write_config(run__dir=str(tmp_path / "plain"), steps=8, model__dropout=0.0)
+    assert train(plain, "schedule.kind=constant")[0] == 0
+    path = write_config(run__dir=str(tmp_path / "wide"), steps=8, model__dropout=0.0)
+    hpz = ["parallel.sharding=hpz", "parallel.shard_ranks=2"]
+    for last, ranks, *keys in (
+        (4, 2, "parallel.zero_stage=3", *hpz),
+        (6, 2, "parallel.zero_stage=3", "parallel.offload=all"),
+        (8, 1, "parallel.zero_stage=2", "parallel.offload=optimizer"),
+    ):
+        words = ["-m", "pretrain", str(path), f"steps={last}", "schedule.kind=constant", *keys]
+        status, output = run(words, ranks)
+        assert status == 0, output
+    for key in ("loss", "update_ratio"):
+        found = records(tmp_path / "wide", key)
+        assert list(found) == list(range(1, 9))
+        assert found == pytest.approx(records(tmp_path / "plain", key), rel=1e-5)
+
+
+def test_layouts_that_do_not_go_together_are_refused(write_config: Write) -> None:
+    path = write_config(parallel__zero_stage=3, parallel__sharding="hpz", parallel__shard_ranks=4)
+    status, output = train(path)
+    assert status == 2, output
+    assert "parallel.shard_ranks: 2 ranks do not split into groups of 4" in output
+    assert "Traceback" not in output

@@ -47,6 +47,9 @@ def test_without_a_disk(tmp_path: Path) -> None:
     assert_equal_to_plain(found, plain)
     assert found["hpz"]["losses"] == plain, "hpZ moves bytes alone"
     assert all(values["disk"] == [0, 0] for values in found.values())
+    for name, values in found.items():
+        copied, own = values["copies"]
+        assert copied == (own if "hpz" in name else 0)
 
 
 @pytest.mark.slow
@@ -56,6 +59,9 @@ def test_four_ranks_in_two_groups_take_up_what_two_ranks_wrote(tmp_path: Path) -
     found = work(tmp_path, "muon", 4, "hpz", "hpz-host")
     assert set(found["hpz-host"]["again"]) == {"2-plain", "4-hpz", "4-hpz-host"}
     assert_equal_to_plain(found, plain)
+    for values in found.values():
+        copied, own = values["copies"]
+        assert copied == 2 * own, "a half of each parameter, beside a quarter"
 
 
 def is_built() -> bool:

@@ -71,6 +71,15 @@ def swapped(engine: Engine) -> list[int]:
     return [on_disk, parts.count("NOT_AVAILABLE")]
 
 
+def second_copies(engine: Engine) -> list[int]:
+    """How many elements of hpZ's copy a rank holds after an evaluation, and of its own parts."""
+    with engine.evaluating() as module:
+        _loss(module, _batch(60))
+    parameters: list[Any] = list(engine.module.parameters())
+    copies = [p.ds_secondary_tensor for p in parameters if p.ds_secondary_tensor is not None]
+    return [sum(len(c) for c in copies), sum(p.ds_tensor.ds_numel for p in parameters)]
+
+
 def drifts(engine: Engine) -> list[Any]:
     """What is found after a flip of one bit of rank 1's memory: in its weights, in its masters."""
     found = [engine.compare_replicas()]
@@ -103,6 +112,7 @@ def main() -> None:
         train(engine, 0, KEPT)
         keep(engine, root / f"{ranks.world_size}-{name}" / "training")
         disk, skipped = swapped(engine), skips(engine)
+        copies = second_copies(engine)  # which the steps that follow must not use
         losses = train(engine, KEPT, LAST)
         again = {}
         for source in sorted(root.glob("*-*")):
@@ -118,6 +128,7 @@ def main() -> None:
             "skipped": skipped,
             "whole": whole == shapes,
             "disk": disk,
+            "copies": copies,
             "drifts": dist.gather_text(json.dumps(drifts(engine))),
         }
     if ranks.is_main:
