@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _NAMES_OF_A_RUN = {"run.name", "run.dir"}
 _MOST_SCORES = 24  # charts
+_OF_TEXTS = ("perplexity", "bits_per_byte")
 
 
 def section(runs: Sequence[Run], quantities: Sequence["Single"], rates: sections.Rates) -> str:
@@ -75,16 +76,25 @@ def _differences(runs: Sequence[Run]) -> str:
 
 
 def scores_of(run: Run) -> dict[str, Curve]:
-    """Each metric of each evaluation over the steps, by `name: metric`."""
+    """The metrics worth a curve of each evaluation over the steps, by `name: metric`.
+
+    What was scored again counts as it was the last time.
+    """
     curves: dict[str, Curve] = {}
-    for score in sorted(run.scores, key=lambda score: int(score["step"])):
+    last = {(int(s["step"]), str(s.get("kind")), str(s["name"])): s for s in run.scores}
+    for (_, kind, _), score in sorted(last.items(), key=lambda item: item[0]):
         for metric, value in score["metrics"].items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and _has_curve(kind, metric):
                 title = f"{score['name']}: {metric}"
                 if title in curves or len(curves) < _MOST_SCORES:
                     curve = curves.setdefault(title, Curve())
                     curve.add(score["step"], _tokens_at(run, score["step"]), value)
     return {title: curve for title, curve in curves.items() if curve.count}
+
+
+def _has_curve(kind: str, metric: str) -> bool:
+    """Of a text's numbers those that the others follow from; of a task's all but the errors."""
+    return metric in _OF_TEXTS if kind.endswith("perplexity") else "_stderr" not in metric
 
 
 def _tokens_at(run: Run, step: int) -> float:

@@ -167,7 +167,11 @@ def _scores(run: Run) -> str:
     curves = compare.scores_of(run)
     if not curves:
         return ""
-    figures = [chart(title, [Line(title, curve, noisy=False)]) for title, curve in curves.items()]
+    figures = [
+        chart(title, [Line(title, curve, noisy=False)])
+        for title, curve in curves.items()
+        if curve.count > 1  # one point is no curve, and stands in the table
+    ]
     rows = [
         [
             f"{score['step']:,}",

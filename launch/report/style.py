@@ -39,7 +39,8 @@ dt { font-size: .8rem; color: var(--soft); } dd { margin: 0; font-weight: 600;
 figure { margin: 0; min-width: 0; } .scores figure { flex: 1 1 20rem; max-width: 44rem; }
 .scores figure.large { flex-basis: 100%; max-width: 64rem; } .large svg { min-width: 50rem; }
 .scores > .scroll { flex: 0 1 auto; max-width: 100%; max-height: 44rem; }
-figcaption { font-size: .95rem; } .unit { color: var(--soft); font-size: .8rem; }
+figcaption { font-size: .95rem; overflow-wrap: anywhere; }
+.unit { color: var(--soft); font-size: .8rem; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); }
 svg path { fill: none; stroke-width: 1; vector-effect: non-scaling-stroke; }
 .grid { stroke: var(--grid); } .tick, .frame { stroke: var(--line); fill: none; }

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import resource
-import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -172,8 +171,10 @@ def main() -> None:
 
     engine.Engine.train_step = train_step  # type: ignore[method-assign]
     dist.before_shutdown(write)
-    sys.argv = ["pretrain", *sys.argv[2:]]
-    runpy.run_module("pretrain", run_name="__main__", alter_sys=True)
+    from pretrain.__main__ import main as pretrain
+    from runtime.errors import leave
+
+    leave(pretrain(sys.argv[2:]))
 
 
 if __name__ == "__main__":
