@@ -93,7 +93,21 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         for command in commands:
             stack.enter_context(_running(command, environment, folder / f"{command[0]}.out"))
         _until_idle(environment, folder)
-        yield environment
+        try:
+            yield environment
+        finally:
+            _end_jobs(environment)
+
+
+def _end_jobs(environment: dict[str, str]) -> None:
+    """Cancel what is left and wait: without its controller a job's keeper asks for it forever."""
+    for _ in range(100):
+        subprocess.run(["scancel", "--user=root"], env=environment, check=False)
+        words = ["squeue", "--noheader"]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode or not done.stdout.strip():
+            return
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ Slurm to queue the job again, and the next start goes on from the checkpoint.
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -129,7 +130,9 @@ def _srun(job: Job, script: Sequence[str]) -> list[str]:
     ranks = int(gpus) if gpus.isdigit() else local.visible_gpus()
     endpoint = f"{first}:{20000 + job.number % 20000}"
     count = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-    launcher = agent(count, max(ranks, 1), endpoint=endpoint, run_id=str(job.number))
+    # Where another cluster's job of this number holds the port, they share a store, not a run.
+    run_id = f"{job.number}-{secrets.token_hex(4)}"
+    launcher = agent(count, max(ranks, 1), endpoint=endpoint, run_id=run_id)
     # A node that fails makes the others fail as well; all start again and meet at the first one.
     words = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     # srun passes neither on by itself: a task would get one CPU for all ranks of its node.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -173,8 +174,10 @@ def test_every_node_starts_the_same_torchrun(tmp_path: Path, programs: Path, con
         *("--ntasks-per-node=1", "--kill-on-bad-exit=1", "--cpus-per-task=64", "--cpu-bind=none")
     ]
     launcher = words[words.index("torch.distributed.run") + 1 :]
+    run_id = launcher.pop(launcher.index("--rdzv-id") + 1)
+    assert re.fullmatch(r"17-[0-9a-f]{8}", run_id)
     assert launcher == [
-        *("--nnodes", "2", "--nproc-per-node", "8", "--rdzv-id", "17", "--rdzv-backend", "c10d"),
+        *("--nnodes", "2", "--nproc-per-node", "8", "--rdzv-id", "--rdzv-backend", "c10d"),
         *("--rdzv-endpoint", "node1:20017", SCRIPT, str(config), "steps=5"),
     ]
 
