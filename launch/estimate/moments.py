@@ -45,7 +45,7 @@ class Held(NamedTuple):
     share: float  # of them on this rank, where ZeRO divides them
     width: int  # bytes of a weight, a gradient, an activation
     shapes: tuple[tuple[int, int], ...]  # numbers of each kind of parameter, and how many there are
-    group: float  # numbers of this rank's share in the optimizer's largest group
+    group: float  # numbers of this rank's share that are updated at once
     largest_matrix: int  # that Muon makes orthogonal; 0 without it
     moment_bytes: float  # of the optimizer's moments, this rank's share
     activations: float
@@ -57,6 +57,7 @@ class Held(NamedTuple):
     bucket_limit: float  # numbers that it may have
     gathered: float  # numbers that ZeRO-3 has whole at once
     n_ranks: int
+    is_cpu: bool  # then what is offloaded takes the same memory
 
     @property
     def copied(self) -> float:
@@ -101,12 +102,15 @@ def held(
         device_type="cpu" if is_cpu else "cuda",
     )["zero_optimization"]
     bucket = float(zero["reduce_bucket_size"])
+    grouped = group / layout.state_ranks
+    if layout.zero_stage == 3:  # which steps one sub-group after another
+        grouped = min(grouped, float(zero["sub_group_size"]))
     return Held(
         size,
         share,
         width,
         shapes,
-        group / layout.state_ranks,
+        grouped,
         max(p.parameters // p.copies for p in hidden) if is_muon else 0,
         (8 * size - (4 * matrices if is_muon else 0)) / layout.state_ranks,
         tokens * kept,
@@ -119,6 +123,7 @@ def held(
         bucket,
         min(float(size), float(zero["stage3_max_live_parameters"])),
         layout.n_ranks,
+        is_cpu,
     )
 
 
@@ -220,7 +225,11 @@ def moments(found: Held, layout: Layout) -> dict[str, Tensors]:
     return {
         "start": _start(found, layout),
         "logits": [*kept, *scores, *before, *gathered],
-        "backward": [*kept, *again, *before, *gathered, *_bucket(found, layout)],
+        "backward": [
+            *(*kept, *again, *before, *gathered),
+            *_bucket(found, layout),
+            *_reduced_early(found, layout),
+        ],
         "reduce": [*gathered, *_reduced(found, layout)],
         "scatter": _scattered(found, layout),
         "update": _update(found, layout),
@@ -234,12 +243,18 @@ def _block(part: str, size: float, block: float, kind: str = "") -> Tensor:
 
 
 def _start(found: Held, layout: Layout) -> Tensors:
-    """The model in fp32, then as it becomes ZeRO's; less what is there for good."""
+    """The model in fp32, then as it becomes ZeRO's; less what is there for good.
+
+    Masters are cloned in the weights' width, then made where the optimizer is.
+    """
     if layout.zero_stage in (0, 3):
         return []
     flat = found.width * found.size
-    most = max(4.0 * found.size, 2.0 * flat, flat + (found.width + 4) * found.share)
-    there = sum(t.size for tensors in resident(found, layout) for t in tensors)
+    device, host = resident(found, layout)
+    is_elsewhere = layout.offload != "none" and not found.is_cpu
+    master = 0 if is_elsewhere else 4
+    most = max(4.0 * found.size, 2.0 * flat, flat + (found.width + master) * found.share)
+    there = sum(t.size for t in (device if is_elsewhere else [*device, *host]))
     return [_flat("weights", 1, max(0.0, most - there), "start")]
 
 
@@ -286,9 +301,22 @@ def _reduced(found: Held, layout: Layout) -> Tensors:
         return [flat]  # also of one rank
     own = _own(found, layout)
     if layout.zero_stage == 3:
-        return [*own, _flat("gradients", found.width, found.share, "partition")]
+        return [*own, _partition(found)]
     shared = [flat] if layout.n_ranks > 1 else []
     return [*own, *_bucket(found, layout), *shared, *_accumulated(found, layout)]
+
+
+def _partition(found: Held) -> Tensor:
+    """This rank's part of one bucket, which then goes into grad_partitions_flat_buffer."""
+    numel = found.share * min(1.0, found.bucket_limit / found.size)
+    return _flat("gradients", found.width, numel, "partition")
+
+
+def _reduced_early(found: Held, layout: Layout) -> Tensors:
+    """What a full bucket takes under stage 3 while nearly all activations are still there."""
+    if layout.zero_stage < 3 or found.size <= found.bucket_limit:
+        return []
+    return [*_own(found, layout), _partition(found)]
 
 
 def _scattered(found: Held, layout: Layout) -> Tensors:

@@ -57,6 +57,36 @@ def test_offload_moves_the_optimizer_to_the_host() -> None:
     )
 
 
+LARGE = preset("llama-2-7b")
+
+
+def large(**changes: object) -> RunMemory:
+    return run_memory(
+        LARGE, layout(n_ranks=1, micro_batch_size=1, recompute="block", **changes), H100
+    )
+
+
+def test_a_model_is_moved_to_the_device_in_fp32_also_with_offload() -> None:
+    """Stage 2 with the optimizer on the host peaks at its start; masters are made there."""
+    found = large(zero_stage=2, offload="optimizer")
+    assert (found.moment, found.optimizer) == ("start", 0.0)
+    assert found.weights == pytest.approx(4 * parameters(LARGE))
+
+
+def test_zero_3_holds_gradients_of_a_bucket_not_of_the_whole_model() -> None:
+    """A bucket's own gradients and this rank's part, freed as they go to the host."""
+    found = large(zero_stage=3, offload="all")
+    assert found.moment == "backward"
+    assert found.gradients == pytest.approx(2 * 2 * 5e8)
+
+
+def test_zero_3_updates_a_sub_group_at_a_time() -> None:
+    one = layout(n_ranks=1, zero_stage=3)
+    found = held(LARGE, one, is_cpu=False, head=None, predicted_fraction=1.0, optimizer="adamw")
+    in_fp32 = [t.size for t in moments(found, one)["update"] if t.kind == "fp32"]
+    assert in_fp32 == [4e9]
+
+
 def test_muon_has_one_moment_of_its_matrices() -> None:
     adamw, muon = (run_memory(MODEL, layout(), H100, optimizer=o) for o in ("adamw", "muon"))
     one = layout()
