@@ -60,8 +60,8 @@ def test_a_learnable_task_is_learned(tmp_path):
     assert found["accuracy"] >= 0.95
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
-        *("best", "checkpoints", "config.yaml", "health", "metrics.jsonl", "predictions.jsonl"),
-        *(".lock", "report.json", "versions.json"),
+        *("best", "checkpoints", "clock.jsonl", "config.yaml", "health", "metrics.jsonl"),
+        *(".lock", "predictions.jsonl", "report.json", "versions.json"),
     }
 
 
