@@ -39,16 +39,20 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the records after a step (and a torn last line), replacing the file atomically."""
+    """Drop what comes after a step or is no record (a torn last line); replaced atomically."""
     if not path.exists():
         return
     temporary = path.with_suffix(".tmp")
     with path.open("rb") as old, temporary.open("wb") as new:
         for line in old:
             record = _record(line)
-            if record is not None and record.get("step", 0) <= step:
+            if record is not None and _is_until(record.get("step", 0), step):
                 new.write(line if line.endswith(b"\n") else line + b"\n")
     temporary.replace(path)
+
+
+def _is_until(found: object, step: int) -> bool:
+    return isinstance(found, int | float) and found <= step
 
 
 class RecordFile:

@@ -76,13 +76,10 @@ def _differences(runs: Sequence[Run]) -> str:
 
 
 def scores_of(run: Run) -> dict[str, Curve]:
-    """The metrics worth a curve of each evaluation over the steps, by `name: metric`.
-
-    What was scored again counts as it was the last time.
-    """
+    """The metrics worth a curve of each evaluation over the steps, by `name: metric`."""
     curves: dict[str, Curve] = {}
-    last = {(int(s["step"]), str(s.get("kind")), str(s["name"])): s for s in run.scores}
-    for (_, kind, _), score in sorted(last.items(), key=lambda item: item[0]):
+    for score in sorted(run.scores, key=lambda score: int(score["step"])):
+        kind = str(score.get("kind", ""))
         for metric, value in score["metrics"].items():
             if isinstance(value, int | float) and _has_curve(kind, metric):
                 title = f"{score['name']}: {metric}"
@@ -102,11 +99,15 @@ def _tokens_at(run: Run, step: int) -> float:
     return run.tokens_seen * step / run.last_step if run.last_step else math.nan
 
 
-def metrics_in_words(score: dict[str, Any]) -> str:
-    """The metrics of one evaluation in a line."""
+def in_words(numbers: dict[str, Any]) -> str:
+    """The metrics, or the counts, of one evaluation in a line."""
     return ", ".join(
-        f"{name} {value:.5g}" if isinstance(value, int | float) else f"{name} {value}"
-        for name, value in score["metrics"].items()
+        f"{name} {value:,}"
+        if isinstance(value, int)
+        else f"{name} {value:.5g}"
+        if isinstance(value, float)
+        else f"{name} {value}"
+        for name, value in numbers.items()
     )[:500]
 
 

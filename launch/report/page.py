@@ -164,25 +164,29 @@ def _lines(run: Run, keys: Sequence[tuple[str, str]], *, noisy: bool = True) -> 
 
 def _scores(run: Run) -> str:
     """What `python -m pretrain evaluate` found, over the steps of the checkpoints."""
-    curves = compare.scores_of(run)
-    if not curves:
+    if not run.scores:
         return ""
     figures = [
         chart(title, [Line(title, curve, noisy=False)])
-        for title, curve in curves.items()
+        for title, curve in compare.scores_of(run).items()
         if curve.count > 1  # one point is no curve, and stands in the table
     ]
     rows = [
         [
             f"{score['step']:,}",
-            html.escape(score["name"]),
+            sections.shortened(score["name"]),
             html.escape(str(score.get("kind", ""))),
-            html.escape(compare.metrics_in_words(score)),
+            html.escape(compare.in_words(score["metrics"])),
+            html.escape(compare.in_words(counts if isinstance(counts, dict) else {})),
         ]
         for score in run.scores[-100:]
+        for counts in [score.get("counts")]
     ]
     shown = sections.table(
-        ["step", "name", "kind", "metrics"], rows, text=(1, 2, 3), caption="the newest last"
+        ["step", "name", "kind", "metrics", "of"],
+        rows,
+        text=(1, 2, 3, 4),
+        caption="the newest last",
     )
     return f'<h3>Evaluation</h3><div class="charts">{"".join(figures)}</div>{shown}'
 
@@ -190,9 +194,12 @@ def _scores(run: Run) -> str:
 def _written_sample(path: Path) -> str:
     if not path.is_file():
         return ""
-    with path.open("rb") as file:
-        text = html.escape(file.read(_MOST_SAMPLE_BYTES).decode("utf-8", errors="replace"))
-    return f"<section><h2>generated sample</h2><pre>{text}</pre></section>"
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_SAMPLE_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        text = f"{path.name} cannot be read: {error.strerror}"
+    return f"<section><h2>generated sample</h2><pre>{html.escape(text)}</pre></section>"
 
 
 _PAGE = """<!doctype html>

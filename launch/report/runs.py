@@ -20,6 +20,7 @@ from runtime.redaction import redacted
 
 MOST_EVENTS = 100  # in the table
 _MOST_MARKS = 400  # on the curves
+_MOST_SCORES = 10_000
 _MOST_SAMPLES = 32  # steps for each prompt, thinned evenly
 _MOST_BYTES = 4 << 20  # of a file that is read whole
 _OF_A_RUN = ("metrics.jsonl", "config.yaml", "events.jsonl", "versions.json", "checkpoints")
@@ -41,6 +42,7 @@ KEYS = frozenset(
 LISTS = ("tokens_by_source", "epochs_by_source")
 _MOST_SOURCES = 40
 _AT_ONCE = 4096  # records in memory
+_TOO_LARGE = 1 << 53  # from here on doubles, and so pictures, do not tell whole numbers apart
 
 
 @dataclass
@@ -118,7 +120,10 @@ def read_run(path: Path, name: str | None = None) -> Run:
         _add_event(run, event)
     for sample in _records(run, "samples.jsonl"):
         _add_sample(run, sample)
-    run.scores = [score for score in _records(run, "scores.jsonl") if _is_score(score)][-10_000:]
+    scores = [score for score in _records(run, "scores.jsonl") if _is_score(score)]
+    # What was scored again counts as it was the last time, and stands where it was first.
+    last = {(s["step"], str(s.get("kind", "")), s["name"]): s for s in scores}
+    run.scores = list(last.values())[-_MOST_SCORES:]
     _read_clock(run)
     if not run.records and (path / "metrics.jsonl").exists():
         run.missing.append("metrics.jsonl has no record yet: no curves")
@@ -130,7 +135,7 @@ def _records(run: Run, name: str) -> Iterator[dict[str, Any]]:
     is_last_broken = False
     try:
         for record in iter_records(run.path / name):
-            is_last_broken = record is None or not isinstance(record.get("step"), int)
+            is_last_broken = record is None or not _is_count(record.get("step"))
             broken += is_last_broken
             if record is not None and not is_last_broken:
                 yield record
@@ -147,8 +152,10 @@ def _add_records(run: Run, records: list[dict[str, Any]]) -> None:
     run.records += len(records)
     run.last_step = records[-1]["step"]
     for record in records:
-        if isinstance(record.get("tokens_seen"), int):
+        if _is_count(record.get("tokens_seen")):
             run.tokens_seen = record["tokens_seen"]
+        else:
+            record["tokens_seen"] = None  # no axis has room for it
     for key in KEYS:
         rows = [(r["step"], r.get("tokens_seen"), r[key]) for r in records if key in r]
         _add_column(run, key, rows)
@@ -176,6 +183,10 @@ def _add_column(run: Run, key: str, rows: list[tuple[Any, Any, Any]]) -> None:
     if key not in run.curves:
         run.curves[key] = Curve()
     run.curves[key].add_all(values)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _TOO_LARGE
 
 
 def _number(value: Any) -> float:
@@ -208,7 +219,7 @@ def _read_clock(run: Run) -> None:
     starts: dict[float, dict[str, Any]] = {}
     for line in _records(run, "clock.jsonl"):
         numbers = (line.get("start"), line.get("time"), line.get("ranks"))
-        if all(isinstance(number, int | float) for number in numbers):
+        if all(isinstance(n, int | float) and abs(n) < _TOO_LARGE for n in numbers):
             starts[line["start"]] = line
     for line in starts.values():
         seconds = max(0.0, line["time"] - line["start"])

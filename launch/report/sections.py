@@ -13,6 +13,7 @@ _MOST_SHOWN_SAMPLES = 8  # steps for each prompt
 _UNFOLDED_PROMPTS = 2
 _LARGE_MATRIX = 25  # classes
 _MOST_TEXT = 4000  # characters of one sample
+_MOST_NAME = 48  # of one name in a table
 
 
 class Rates:
@@ -51,6 +52,15 @@ def _class(place: int, text: Sequence[int]) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """A number in few digits, or n/a."""
     return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def shortened(name: str) -> str:
+    """A name, such as the path of a file, by its end; the whole of it is to be had by pointing."""
+    if len(name) <= _MOST_NAME:
+        return html.escape(name)
+    return (
+        f'<span title="{html.escape(name, quote=True)}">…{html.escape(name[-_MOST_NAME:])}</span>'
+    )
 
 
 def folded(title: str, content: str, name: str, *, is_open: bool = False) -> str:
@@ -264,7 +274,7 @@ def classification(run: Run) -> str:
         split = html.escape(str(report["split"]))
         accuracy = f"{report['accuracy']:.1%}"
         matrix = confusion([str(label) for label in report["labels"]], report["confusion_matrix"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         run.missing.append("report.json is not as this version writes it: no scores of classes")
         return ""
     head = ["class", "precision", "recall", "F1", "support"]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 MOST = 1000
+_LARGE, _SMALL = 1e100, 1e-100  # beyond them no axis can be divided; no run measures such
 _TOLD = 20  # steps without a finite value that are named
 Floats = npt.NDArray[np.float64]
 
@@ -56,8 +57,12 @@ class Curve:
         self.add_all(np.array([[step, tokens, math.nan if value is None else value]]))
 
     def add_all(self, values: Floats) -> None:
-        """Add (step, tokens, value) rows. (n, 3)"""
-        is_finite = np.isfinite(values[:, 2])
+        """Add (step, tokens, value) rows; what is too large to draw is a gap. (n, 3)"""
+        size = np.abs(values[:, 2])
+        is_finite = size < _LARGE  # and no NaN
+        if (is_nothing := (size < _SMALL) & (size > 0)).any():
+            values = values.copy()
+            values[is_nothing, 2] = 0.0
         if not is_finite.all():
             steps = values[~is_finite, 0]
             self.gaps += len(steps)

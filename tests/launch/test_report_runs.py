@@ -144,6 +144,59 @@ def test_broken_runs_get_a_page_that_says_so(tmp_path: Path, name: str) -> None:
     assert told in words(page_of(run))
 
 
+def test_scores_are_curves_and_a_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    name = "/data/<b>/" + "long/" * 20 + "texts.txt"
+    score = {"kind": "perplexity", "name": name, "counts": {"tokens": 460302}}
+    found = [(50, 9.0), (100, 8.0), (100, 7.0)]  # scored twice: the later line counts
+    lines(
+        run / "scores.jsonl",
+        [
+            {**score, "step": s, "metrics": {"perplexity": p, "bits_per_byte": 1, "nats": 2.0}}
+            for s, p in found
+        ]
+        + [{"step": 100, "kind": "perplexity", "name": "once", "metrics": {"nats": 3.5}}],
+    )
+    page = page_of(run)
+    for metric, is_drawn in (("perplexity", True), ("bits_per_byte", True), ("nats", False)):
+        title = f"<b>{html.escape(name)}: {metric}</b>"
+        assert (title in page) == is_drawn
+    assert "perplexity 7, bits_per_byte 1, nats 2 tokens 460,302" in words(page)
+    assert "perplexity 8" not in words(page)
+    assert "once perplexity nats 3.5" in words(page)
+    assert f'<span title="{html.escape(name)}">…' in page
+
+
+HOSTILE = ("1e308", "-1e308", "5e-324", str(2**63), "-1", "true", "null", '"<b>"', "[]", "{}")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("metrics.jsonl", '{"step": @, "loss": 1, "tokens_seen": 3}'),
+        ("metrics.jsonl", '{"step": 1, "loss": @, "grad_norm": @, "tokens_seen": @, "lr": 1}'),
+        ("metrics.jsonl", '{"step": 1, "tokens_by_source": [@, 1], "memory_bytes": @}'),
+        ("scores.jsonl", '{"step": @, "name": "x", "metrics": {"acc": @}, "counts": @}'),
+        ("scores.jsonl", '{"step": 1, "name": "x", "kind": @, "metrics": {"acc": @}}'),
+        ("samples.jsonl", '{"step": 1, "prompt": @, "text": @, "guesses": [{"probability": @}]}'),
+        ("events.jsonl", '{"step": @, "kind": @, "message": @}'),
+        ("clock.jsonl", '{"step": 1, "start": 1, "time": @, "ranks": @, "device": @}'),
+        ("report.json", '{"labels": ["a"], "confusion_matrix": [[@]], "split": @, "accuracy": @}'),
+    ],
+)
+def test_no_value_of_a_file_breaks_the_page(
+    tmp_path: Path, file: str, line: str, value: str
+) -> None:
+    run = make_run(tmp_path / "run", steps=3)
+    with (run / file).open("a") as stream:
+        stream.write(f"{line.replace('@', value)}\n" * 2)
+    assert '<td class="text"><b>' not in page_of(run)
+    (run / "metrics.jsonl").write_text(f"{line.replace('@', value)}\n" * 2)
+    page_of(run)  # where nothing else is on the axes
+
+
 def test_an_empty_run_gets_a_page(tmp_path: Path) -> None:
     run = tmp_path / "new"
     (run / "checkpoints").mkdir(parents=True)
