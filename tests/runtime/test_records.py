@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from runtime.metrics import Clock, MetricsLog, memory_bytes
 from runtime.progress import Progress, Rate, duration
-from runtime.records import read_metrics
+from runtime.records import keep_until, read_metrics
 from runtime.sections import Log
 from runtime.sinks import Histogram, open_sinks
 
@@ -29,6 +29,15 @@ def test_records_and_tensorboard_hold_the_same(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["scalars"] == ["loss"]
     assert events.Scalars("loss")[0].value == 2.5
+
+
+def test_what_has_no_step_is_dropped_and_never_ends_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    strange = [{"step": step} for step in ("x", None, [], {}, 2**63)]
+    records = [{"step": 1}, *strange, [], {"step": 2}, {"step": 3}]
+    path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    keep_until(path, 2)
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
