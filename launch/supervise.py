@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from launch import leftovers
 from launch.cluster.lifeline import Lifeline
 from runtime import hang, outcome
-from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED, UserError
 from runtime.signals import STOPS, StopRequest
 from runtime.watcher import read_json
 
@@ -131,7 +131,7 @@ class Supervisor:
 
 
 class Local:
-    """A command on this machine, with all that it starts."""
+    """A command on this machine, with all that it starts. Raises UserError where there is none."""
 
     def __init__(self, command: list[str], limits: Limits) -> None:
         self._limits = limits
@@ -142,15 +142,23 @@ class Local:
         self._kill_at = float("inf")
         self._asked: set[int] = set()  # pids of ranks that were told to stop
         leftovers.adopt_orphans()
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, outcome.DIRECTORY: str(self._directory)},
-            stdin=subprocess.DEVNULL,
-            # Ctrl-C reaches us alone, and goes from here to the ranks: DeepSpeed's launcher would
-            # kill them after 30 s, torchrun as well.
-            process_group=0,
-            preexec_fn=leftovers.end_with_parent,
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, outcome.DIRECTORY: str(self._directory)},
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C reaches us alone, and goes from here to the ranks: DeepSpeed's launcher
+                # would kill them after 30 s, torchrun as well.
+                process_group=0,
+                preexec_fn=leftovers.end_with_parent,
+            )
+        except OSError as error:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise UserError(
+                f"{command[0][:200]!r} cannot be started: {error.strerror}; give a program and its "
+                "arguments after --",
+                status=EXIT_BAD_INPUT,
+            ) from error
 
     def poll(self) -> int | None:
         """Also reaps what was orphaned."""

@@ -129,7 +129,8 @@ def _check(pods: Pods) -> None:
 def _check_run_dir(run_dir: Path, volumes: Sequence[Volume]) -> None:
     """What is written must outlive a pod. Raises UserError."""
     writable = [Path(volume.path) for volume in volumes if not volume.is_read_only]
-    if not any(run_dir.is_relative_to(path) for path in writable):
+    leads_out = ".." in run_dir.parts
+    if leads_out or not any(run_dir.is_relative_to(path) for path in writable):
         mounted = ", ".join(map(str, writable)) or "none"
         raise _refused(
             f"run.dir: {run_dir} is on no volume that pods can write (--volume: {mounted}); a pod "

@@ -22,6 +22,8 @@ _LABEL_KEY = re.compile(
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
 RESERVED_PATHS = ("/dev", "/etc", "/opt", "/proc", "/sys", "/tmp", "/usr")  # noqa: S108 - in a pod
 
+RESERVED_VARIABLES = ("NODE_RANK",)
+
 
 class Volume(NamedTuple):
     """A PersistentVolumeClaim and where pods see it."""
@@ -74,6 +76,8 @@ def check_variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not _NAME_OF_VARIABLE.fullmatch(name):
         raise _refused(f"--env: expected NAME=VALUE, got {text[:80]!r}")
+    if name in RESERVED_VARIABLES:
+        raise _refused(f"--env: {name} is the pod's own number; leave it out")
     return name, value
 
 

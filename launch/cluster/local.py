@@ -14,6 +14,7 @@ from launch.cluster.torchrun import MAX_RANKS, supervised
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
 _LOOPBACK, _PORT = "127.0.0.1", 29500
+_NVIDIA_SMI_S = 20.0  # a driver that is being loaded takes some
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +51,8 @@ def start(script: Sequence[str], ranks: int) -> CommandLine:
     """
     if ranks == 1:
         return CommandLine(supervised([sys.executable, *script]), python_path())
-    words = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    # No host file, also where DeepSpeed's /job/hostfile is: it would start on all those hosts.
+    words = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile="]
     words += ["--master_addr", _LOOPBACK, "--master_port", str(free_port())]
     environment, gpus = python_path(), visible_gpus()
     if ranks > gpus:  # of CPUs
@@ -76,16 +78,30 @@ def free_port() -> int:
 
 
 def visible_gpus() -> int:
-    """NVIDIA GPUs that a process started here may use, as CUDA_VISIBLE_DEVICES has it."""
+    """NVIDIA GPUs that a process started here may use, as CUDA_VISIBLE_DEVICES has it.
+
+    Raises UserError where the driver does not answer.
+    """
     if shutil.which("nvidia-smi") is None:
         return 0
-    done = subprocess.run(  # its words are fixed
-        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
-    )
+    command = ["nvidia-smi", "--list-gpus"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_NVIDIA_SMI_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"no answer from {' '.join(command)} in {_NVIDIA_SMI_S:.0f} s: the driver hangs; see "
+            "dmesg, or hide the GPUs from this run by leaving nvidia-smi off PATH"
+        ) from error
     here = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not here:
         return here
     words = [word.strip() for word in chosen.split(",")]
     # CUDA stops at the first that is none.
-    return next((i for i, word in enumerate(words) if word in ("", "-1")), len(words))
+    none = ("", "-1")
+    return next(
+        (i for i, w in enumerate(words) if w in none or (w.isdecimal() and int(w) >= here)),
+        len(words),
+    )

@@ -162,6 +162,8 @@ def _tasks(options: argparse.Namespace) -> tuple[list[int], str]:
     if text is None:
         if runs is None:
             return [], ""
+        if not runs:
+            raise _refused(f"--sweep: no values in {options.sweep[:80]!r}; give key=[value, …]")
         text = f"0-{runs - 1}"
     ranges, percent, limit = text.partition("%")
     found: set[int] = set()

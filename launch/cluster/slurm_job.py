@@ -43,10 +43,16 @@ class Run(NamedTuple):
 
 
 class Job:
-    """This job, as Slurm describes it."""
+    """This job, as Slurm describes it. Raises UserError where it is none."""
 
     def __init__(self) -> None:
-        number = os.environ["SLURM_JOB_ID"]
+        number = os.environ.get("SLURM_JOB_ID", "")
+        if not (number.isascii() and number.isdigit()):
+            raise UserError(
+                "SLURM_JOB_NODELIST is set and SLURM_JOB_ID names no job; unset it to train on "
+                "this machine",
+                status=EXIT_BAD_INPUT,
+            )
         array, self.task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
         # The number of one of an array's tasks is also that of the whole array.
         self.name = f"{array}_{self.task}" if array and self.task else number

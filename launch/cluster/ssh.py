@@ -5,13 +5,13 @@ of them again when one fails.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cluster import preflight, training
 from launch.cluster.hosts import read_hostfile
+from launch.cluster.printing import quoted
 from launch.cluster.remote import Remote, host_commands
 from launch.supervise import Limits, Supervisor
 from runtime.errors import EXIT_OK
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     limits = Limits(options.max_restarts)
     if options.print:
         for host, command in host_commands(hosts, run.words, options.master_port, limits).items():
-            print(f"# {host}\n{shlex.join(command)}")
+            print(f"# {host}\n{' '.join(map(quoted, command))}")
         return EXIT_OK
     ready(hosts, run, options)
     return Supervisor(lambda: Remote(hosts, run.words, options.master_port, limits), limits).run()

@@ -194,6 +194,7 @@ def test_yaml_of_either_age_reads_the_same(word: str) -> None:
         ("--volume data:/etc/x", "the image's own"),
         ("--volume other:/data", "two are mounted at one path"),
         ("--env NAME", "--env: expected NAME=VALUE"),
+        ("--env NODE_RANK=0", "NODE_RANK is the pod's own number"),
         ("--env A-B=1", "--env: expected"),
         ("--env-from-secret A", "--env-from-secret"),
         ("--node-selector gpu", "--node-selector: expected"),
@@ -223,6 +224,8 @@ def test_checkpoints_are_on_a_volume(config: Path, capsys: pytest.CaptureFixture
     assert main([*words, "--", str(config)]) == 2
     assert "is on no volume that pods can write (--volume: none)" in capsys.readouterr().err
     assert main([*words, "--volume", "d:/data:ro", "--", str(config)]) == 2
+    assert "on no volume" in capsys.readouterr().err
+    assert main([*words, "--volume", "d:/data", "--", str(config), "run.dir=/data/../x"]) == 2
     assert "on no volume" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.cluster import sweep
-from launch.cluster.slurm_job import MAX_IDLE_STOPS
+from launch.cluster.slurm_job import MAX_IDLE_STOPS, Job
 from runtime.errors import UserError
 from tests.processes import ROOT, environment
 from tests.tiny_run import write_config
@@ -323,3 +323,9 @@ def test_the_scripts_ask_slurm_for_a_signal_and_a_place_in_the_queue(stage: str)
     lines = (ROOT / f"launch/{stage}.sh").read_text().splitlines()
     asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
     assert set(asked) >= {"--requeue", "--signal=USR1@300", "--open-mode=append"}
+
+
+def test_a_list_of_nodes_without_a_job_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UserError, match="SLURM_JOB_ID names no job"):
+        Job()

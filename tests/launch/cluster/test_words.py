@@ -15,6 +15,7 @@ from launch.__main__ import main
 from launch.cluster import local
 from launch.cluster.local import visible_gpus
 from launch.cluster.printing import CommandLine, quoted
+from runtime.errors import UserError
 from tests.corpus import prepare_corpus
 from tests.processes import ROOT, environment, free_port
 from tests.security.test_hosts import WORDS
@@ -88,11 +89,11 @@ def test_local_takes_what_is_here(
     script = [str(ROOT / "launch/pretrain.sh"), str(config)]
     assert printed(capsys, "local", "--print", "--", str(config))[4:] == [sys.executable, *script]
     words = printed(capsys, "local", "--ranks", "2", "--print", "--", str(config))
-    runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--master_addr", "127.0.0.1"]
-    assert words[4:10] == [*runner, "--master_port"]
-    assert words[11:] == ["--num_gpus", "2", *script]
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile="]
+    assert words[4:11] == [*runner, "--master_addr", "127.0.0.1", "--master_port"]
+    assert words[12:] == ["--num_gpus", "2", *script]
     monkeypatch.setattr("launch.cluster.local.visible_gpus", lambda: 2)
-    assert printed(capsys, "local", "--print", "--", str(config))[11:] == script
+    assert printed(capsys, "local", "--print", "--", str(config))[12:] == script
     assert main(["local", "--ranks", "4", "--print", "--", str(config)]) == 2
     assert "4 ranks need as many GPUs and 2 are visible" in capsys.readouterr().err
 
@@ -115,7 +116,16 @@ def test_two_runs_of_a_machine_take_two_ports() -> None:
 
 @pytest.mark.parametrize(
     ("chosen", "found"),
-    [(None, 3), ("", 0), ("-1", 0), ("1", 1), ("0,2", 2), ("0,-1,2", 1), ("GPU-8a,GPU-9b", 2)],
+    [
+        (None, 3),
+        ("", 0),
+        ("-1", 0),
+        ("1", 1),
+        ("0,2", 2),
+        ("0,-1,2", 1),
+        ("1,7,2", 1),
+        ("GPU-8a,GPU-9b", 2),
+    ],
 )
 def test_visible_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, found: int
@@ -130,9 +140,41 @@ def test_visible_gpus(
     assert visible_gpus() == found
 
 
+def test_a_driver_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("launch.cluster.local._NVIDIA_SMI_S", 0.2)
+    with pytest.raises(UserError, match="the driver hangs"):
+        visible_gpus()
+
+
+def test_what_cannot_be_started_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["supervise", "--", "no-such-program"]) == 2
+    assert "'no-such-program' cannot be started: No such file" in capsys.readouterr().err
+
+
+def test_ssh_prints_no_escape_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path / "a\x1b[31m.yaml", tmp_path / "run", tmp_path / "corpus")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node1 slots=1\n")
+    assert main(["ssh", "--hostfile", str(hosts), "--print", "--", str(config)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "\x1b" not in line
+    done = subprocess.run(
+        ["bash", "-c", f'ssh() {{ printf "%s" "${{@: -1}}"; }}; {line}'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(config) in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["slurm", "--sweep", "optim.lr=[]"], "--sweep: no values in"),
         (["torchrun", "--nodes", "4", "--gpus-per-node", "8"], "add --rdzv-endpoint HOST:29400"),
         (["torchrun", "--nodes", "0", "--gpus-per-node", "8"], "nodes: expected 1 to 16384"),
         (["torchrun", "--gpus-per-node", "-1"], "expected"),
