@@ -140,7 +140,11 @@ class Meeting:
 
         # A run that has just ended may hold the port for some seconds more.
         self._deadline = min(self._deadline, time.monotonic() + 30)
-        self._await(is_bound, f"port {port} is in use; choose another (deepspeed --master_port)")
+        self._await(
+            is_bound,
+            f"port {port} is in use; choose another (--master-port of python -m launch, "
+            "--master_port of deepspeed and torchrun)",
+        )
         self._deadline = time.monotonic() + self._timeout_s
         assert listener is not None, problem
         return listener

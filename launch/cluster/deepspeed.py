@@ -49,8 +49,9 @@ def main(argv: Sequence[str]) -> int:
     check_folder(Path.cwd())
     lines = environment_lines(os.environ)
     if options.print:
-        for line in lines:
-            print(f"# goes along: {line}")
+        # Names alone: a value may be a secret of the user's own file.
+        for name in dict.fromkeys(line.partition("=")[0] for line in lines):
+            print(f"# goes along: {name}")
         print(CommandLine(ssh.supervised(words), python_path()).text())
         return EXIT_OK
     program, package = PROGRAMS[options.launcher]

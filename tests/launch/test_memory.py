@@ -18,7 +18,7 @@ SMALL = preset("gpt2-124m", n_layers=8, d_model=640, n_heads=10, vocab_size=8192
 
 def layout(**changes: object) -> Layout:
     values = {"n_ranks": 8, "micro_batch_size": 4, "accumulation_steps": 1, "seq_len": 2048}
-    return Layout(**{**values, "zero_stage": 1, **changes})  # type: ignore[arg-type]
+    return Layout(**{**values, "zero_stage": 1, **changes})
 
 
 def memory(device: Device = H100, **changes: object) -> RunMemory:

@@ -212,9 +212,9 @@ def test_a_model_directory_is_planned(
     assert record["model"] == "Some Model"
     config = load(PretrainConfig, Path("run.yaml"))
     assert config.run.name == "Some-Model"
-    assert config.model.preset is None  # type: ignore[attr-defined]
-    assert config.model.n_layers == 3  # type: ignore[attr-defined]
-    assert config.model.qk_norm is True  # type: ignore[attr-defined]
+    assert config.model.preset is None
+    assert config.model.n_layers == 3
+    assert config.model.qk_norm is True
     assert main(["check", "run.yaml", "--ranks", "2", "--gpu", "h100"]) == 0
 
 
