@@ -13,6 +13,7 @@ from launch.check.report import Report
 from launch.check.target import Target, target_of
 from launch.estimate.cost import Cost, cost_of
 from launch.estimate.memory import RunMemory
+from launch.estimate.network import HOST_MEMORY
 from launch.estimate.pretraining import Training, memory_of, training
 from launch.estimate.step_time import StepTime, step_time
 from launch.estimate.storage import Saves, checkpoint_bytes, saves_of
@@ -66,6 +67,7 @@ def check_pretraining(path: Path, overrides: Sequence[str], options: argparse.Na
     found = predict(one, target, options)
     sections.add_sections(report, one, target, supply, found, resumes_at=newest_step(config))
     _check_fit(report, one, target, found)
+    _check_host(report, target, found)
     _check_disk(report, config, target, found)
     case = advice.Case(
         one,
@@ -175,7 +177,7 @@ def evaluations_s(one: Training, step: StepTime, *, has_data: bool) -> float:
 
 
 def _check_fit(report: Report, one: Training, target: Target, found: Prediction) -> None:
-    """Memory of the device, and of the host."""
+    """Memory of the device."""
     room = target.device.memory_bytes
     together = target.per_node if target.is_cpu else 1
     where = "this machine" if target.is_cpu else f"one {target.device.name}"
@@ -196,6 +198,19 @@ def _check_fit(report: Report, one: Training, target: Target, found: Prediction)
             f"may not fit: up to {high / 1e9:,.1f} GB of {room / 1e9:,.1f} GB; "
             f"{advice.mends(one, target)}",
         )
+
+
+def _check_host(report: Report, target: Target, found: Prediction) -> None:
+    """Memory of a node, which all of its ranks share with what they offload."""
+    if target.is_cpu:
+        return  # it is the device
+    need, room = found.memory.host * min(target.ranks, target.per_node), target.host_memory
+    told = f"a node needs {need / 1e9:,.0f} GB of its own memory for its ranks"
+    mend = "offload less, or take more nodes"
+    if room is not None and need > room:
+        report.error("parallel.offload", f"{told} and has {room / 1e9:,.0f} GB; {mend}")
+    elif room is None and need > HOST_MEMORY:
+        report.advise("parallel.offload", f"{told}; say what it has with --host-memory, or {mend}")
 
 
 def _check_disk(report: Report, config: PretrainConfig, target: Target, found: Prediction) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.arguments import positive
 from launch.estimate.devices import Device, find
 from launch.estimate.network import Network, default_network
 from runtime import hardware
@@ -23,6 +24,7 @@ class Target(NamedTuple):
     nodes: int
     per_node: int  # ranks of one node
     is_here: bool  # this machine alone
+    host_memory: float | None = None  # bytes of a node; None: nobody said
 
     @property
     def is_cpu(self) -> bool:
@@ -49,6 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu", metavar="NAME", help="h200, a100-80gb, … or cpu; default what is here"
+    )
+    parser.add_argument(
+        "--host-memory", type=positive, metavar="GB", help="of a node, for what is offloaded"
     )
 
 
@@ -80,7 +85,12 @@ def target_of(options: argparse.Namespace, device_key: str) -> Target:
     if ranks > _MOST_RANKS:
         raise _refusal(f"--nodes: {ranks:,} ranks; at most {_MOST_RANKS:,} are reckoned with")
     is_here = nodes == 1 and (options.gpu is None or device.name == _here(device_key))
-    return Target(device, default_network(device), ranks, nodes, per_node, is_here)
+    host = None
+    if options.host_memory is not None:
+        host = options.host_memory * 1e9
+    elif is_here:
+        host = find("cpu").memory_bytes
+    return Target(device, default_network(device), ranks, nodes, per_node, is_here, host)
 
 
 def _in_range(option: str, value: int | None, most: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from launch.estimate.devices import Device
 
 GB = 1e9
+HOST_MEMORY = 1000 * GB  # that a node of eight GPUs commonly has
 GIVEN = 235 / 300  # of a link's data-sheet bandwidth
 START_S = 8.4e-6  # of any collective
 _NVLINK_HOP_S, _PCIE_HOP_S, _WIRE_HOP_S = 3.4e-6, 5.7e-6, 9.6e-6

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.estimate.devices import Device, find
-from launch.estimate.network import GB, Network, default_network
+from launch.estimate.network import GB, HOST_MEMORY, Network, default_network
 from launch.plan import compare, scaling
 from launch.plan.batch import advised_sequences
 from launch.plan.nothing import nothing_fits
@@ -82,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=("bf16", "fp16", "fp32"), help="default bf16 where there is bf16")
     add("--compile", action="store_true", help="with torch.compile")
     add("--data", metavar="DIR", help="prepared data; its tokenizer decides the vocabulary")
-    add("--host-memory", type=float, default=1000.0, metavar="GB", help="of a node; default 1000")
+    add(
+        "--host-memory",
+        type=float,
+        default=HOST_MEMORY / GB,
+        metavar="GB",
+        help=f"of a node; default {HOST_MEMORY / GB:g}",
+    )
     add("--nvme-path", metavar="DIR", help="a local disk of every node that may be offloaded to")
     add("--threshold", type=float, default=0.8, help="efficiency that scaling breaks at; 0.8")
     add("--output", type=Path, metavar="FILE.yaml", help="write the best as a pretraining config")

@@ -187,6 +187,24 @@ def test_what_does_not_fit_is_refused_with_what_does(write: Any, run: Any, told:
     assert found["memory"]["high"] <= found["memory"]["device"]
 
 
+def test_a_node_must_hold_what_its_ranks_offload(write: Any, told: Any) -> None:
+    keys = ["--no-data", "--gpu", "h200", "--nodes", "1", "precision=bf16", "data.seq_len=64"]
+    keys += ["model.preset=llama-3-70b", "parallel.zero_stage=3", "parallel.offload=all"]
+    keys += [f"model.{k}=null" for k in ("family", "n_layers", "n_heads", "n_kv_heads", "d_model")]
+    keys += ["model.max_seq_len=null", "model.dropout=null"]
+    path = write(batch__micro_batch_size=1)
+    unknown = told(path, *keys)
+    needed = 8 * unknown["memory"]["host"]
+    assert needed > 1000e9
+    assert unknown["good"]
+    assert "--host-memory" in advised(unknown)["parallel.offload"]
+    enough, little = ["--host-memory", f"{needed / 1e9 + 1}"], ["--host-memory", "1000"]
+    assert told(path, *keys, *enough)["good"]
+    (error,) = told(path, *keys, *little)["errors"]
+    assert error["key"] == "parallel.offload"
+    assert "and has 1,000 GB" in error["message"]
+
+
 def test_advice(write: Any, told: Any) -> None:
     keys = ["--no-data", "--gpu", "h100", "--ranks", "8", "precision=bf16", "steps=100000"]
     keys += ["model.preset=gpt2-124m", "model.family=gpt2", "model.d_model=768"]
@@ -307,7 +325,7 @@ def test_starts_without_torch(write: Any) -> None:
 def test_the_model_without_data_is_the_configs(write: Any, told: Any) -> None:
     found = told(write(), "--no-data", "model.vocab_size=1000")
     shape = {"family": "llama", "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_model": 16}
-    model = ModelConfig(**shape, max_seq_len=64, vocab_size=1000)  # type: ignore[arg-type]
+    model = ModelConfig(**shape, max_seq_len=64, vocab_size=1000)
     assert found["parameters"] == parameters(model)
     assert found["epochs"] is None
 
