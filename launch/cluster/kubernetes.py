@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.arguments import counted
 from launch.cluster import training
 from launch.cluster.kubernetes_objects import Pods, objects
 from launch.cluster.kubernetes_words import (
@@ -64,11 +65,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launch kubernetes", description=__doc__)
-    number = training.counted
-    parser.add_argument("--nodes", type=number("nodes", 1, MAX_NODES), default=1, help="pods")
+    parser.add_argument("--nodes", type=counted("nodes", 1, MAX_NODES), default=1, help="pods")
     parser.add_argument(
         "--gpus-per-node",
-        type=number("gpus-per-node", 0, MAX_RANKS),
+        type=counted("gpus-per-node", 0, MAX_RANKS),
         default=0,
         help="ranks on each; 0: one rank, on CPUs",
     )
@@ -92,13 +92,13 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shared-memory", default="8Gi", help="of it for /dev/shm; default 8Gi")
     parser.add_argument(
         "--grace",
-        type=number("grace", 30, 86_400),
+        type=counted("grace", 30, 86_400),
         default=600,
         help="seconds for a save when a pod must go; default 600",
     )
     parser.add_argument(
         "--user",
-        type=number("user", 1, 2**31 - 1),
+        type=counted("user", 1, 2**31 - 1),
         default=1000,
         help="user and group id in the container; default 1000",
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from launch.arguments import counted
 from launch.cluster import training
 from launch.cluster.printing import CommandLine, python_path
 from launch.cluster.torchrun import MAX_RANKS, supervised
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch local", description=__doc__)
     parser.add_argument(
         "--ranks",
-        type=training.counted("ranks", 1, MAX_RANKS),
+        type=counted("ranks", 1, MAX_RANKS),
         help="default: one for each GPU that is visible; one where there is none",
     )
     training.add_arguments(parser)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from launch.arguments import counted
 from launch.cluster import network_variables, preflight, probe, ssh, training
 from launch.cluster.conversation import Conversation, HostError
 from launch.cluster.hosts import hosts_text, passed_on, read_hostfile
@@ -49,18 +50,18 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--hostfile", type=Path, help="HOST slots=N a line; none: this machine")
     parser.add_argument(
         "--ranks",
-        type=training.counted("ranks", 1, 1024),
+        type=counted("ranks", 1, 1024),
         help="without a host file; default one for each GPU, two where there is none",
     )
     parser.add_argument(
         "--seconds",
-        type=training.counted("seconds", 0, 3600),
+        type=counted("seconds", 0, 3600),
         default=10,
         help="how long to measure; 0 only asks the hosts; default 10",
     )
     parser.add_argument(
         "--master-port",
-        type=training.counted("master-port", 1, 65535),
+        type=counted("master-port", 1, 65535),
         default=ssh.PORT,
         help=f"of the first host, where ranks meet; default {ssh.PORT}",
     )

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from launch.arguments import counted
 from launch.cluster import sweep, training
 from launch.cluster.printing import ROOT, CommandLine
 from launch.cluster.slurm_job import SWEEP
@@ -77,11 +79,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         epilog="Slurm's own defaults hold for what is not given.",
     )
-    number = training.counted
-    parser.add_argument("--nodes", type=number("nodes", 1, MAX_NODES), default=1, help="machines")
+    parser.add_argument("--nodes", type=counted("nodes", 1, MAX_NODES), default=1, help="machines")
     parser.add_argument(
         "--gpus-per-node",
-        type=number("gpus-per-node", 0, MAX_RANKS),
+        type=counted("gpus-per-node", 0, MAX_RANKS),
         default=0,
         help="ranks on each; 0: one rank, on CPUs",
     )
@@ -101,7 +102,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--chain",
-        type=number("chain", 1, 100),
+        type=counted("chain", 1, 100),
         default=1,
         metavar="K",
         help="K jobs, one after the other; each goes on where the last one stopped",
@@ -152,7 +153,7 @@ def _environment() -> dict[str, str]:
 
 def _found_from_here(given: str) -> str:
     """A sweep with its whole path: the job may start in another folder."""
-    return given if "=" in given else os.path.abspath(given)  # noqa: PTH100 - keeps links
+    return given if "=" in given else str(Path(given).absolute())
 
 
 def _tasks(options: argparse.Namespace) -> tuple[list[int], str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.arguments import counted
 from launch.cluster import preflight, training
 from launch.cluster.hosts import read_hostfile
 from launch.cluster.printing import quoted
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--master-port",
-        type=training.counted("master-port", 1, 65535),
+        type=counted("master-port", 1, 65535),
         default=PORT,
         help=f"of the first host, where ranks meet; default {PORT}",
     )

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from launch.arguments import counted
 from launch.cluster import training
 from launch.cluster.hosts import check_host
 from launch.cluster.printing import CommandLine, python_path
@@ -38,12 +39,10 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__,
         epilog="Start the same command on every machine, within 10 minutes of one another.",
     )
-    parser.add_argument(
-        "--nodes", type=training.counted("nodes", 1, MAX_NODES), default=1, help="machines"
-    )
+    parser.add_argument("--nodes", type=counted("nodes", 1, MAX_NODES), default=1, help="machines")
     parser.add_argument(
         "--gpus-per-node",
-        type=training.counted("gpus-per-node", 1, MAX_RANKS),
+        type=counted("gpus-per-node", 1, MAX_RANKS),
         required=True,
         help="ranks on each; on CPUs, too",
     )

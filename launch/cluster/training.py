@@ -1,7 +1,7 @@
 """What is started, whichever way: a stage's script, its config and overrides, read beforehand."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,15 +86,3 @@ def read_config(
 def built_in(stage: str) -> Path | None:
     """The config that a stage's script takes where none is given."""
     return ROOT / "pretrain" / "configs" / "demo.yaml" if stage == "pretrain" else None
-
-
-def counted(name: str, least: int, most: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number within bounds."""
-
-    def read_number(text: str) -> int:
-        number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{name}: expected {least} to {most}, got {text!r}")
-        return number
-
-    return read_number

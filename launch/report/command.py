@@ -1,10 +1,10 @@
 """`python -m launch report RUN…`: runs as one HTML page, written or served."""
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.arguments import counted, positive
 from launch.report.page import write_report
 from launch.report.sections import Rates
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
@@ -35,27 +35,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, help="default: report.html in the first directory")
     parser.add_argument(
-        "--price-per-gpu-hour", type=_positive, help="adds what the run has cost, in your currency"
+        "--price-per-gpu-hour", type=positive, help="adds what the run has cost, in your currency"
     )
-    parser.add_argument("--watts", type=_positive, help="mean power of a GPU; adds the energy")
+    parser.add_argument("--watts", type=positive, help="mean power of a GPU; adds the energy")
     parser.add_argument(
         "--serve", action="store_true", help="serve the page to this machine and keep it up to date"
     )
     parser.add_argument(
-        "--port", type=_port, default=PORT, help=f"with --serve; 0 = a free one, default {PORT}"
+        "--port",
+        type=counted("port", 0, 65535),
+        default=PORT,
+        help=f"with --serve; 0 = a free one, default {PORT}",
     )
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 1 << 16:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 65535")
-    return value

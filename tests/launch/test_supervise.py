@@ -142,3 +142,15 @@ def test_shared_memory_that_nobody_uses_is_removed(tmp_path: Path) -> None:
     finally:
         for path in (*ours, used):
             path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--same-step", "0"), ("--max-restarts", "-1"), ("--grace", "nan"), ("--grace", "x")],
+)
+def test_limits_that_limit_nothing_are_refused(tmp_path: Path, options: tuple[str, str]) -> None:
+    done = subprocess.run(
+        [*SUPERVISE, *options, "--", "true"], cwd=ROOT, env=environment(), capture_output=True
+    )
+    assert done.returncode == 2
+    assert f"argument {options[0]}".encode() in done.stderr
