@@ -45,24 +45,31 @@ def main(argv: Sequence[str]) -> int:
 
 
 def start(script: Sequence[str], ranks: int) -> CommandLine:
-    """What starts a script and its arguments here.
+    """What starts a script and its arguments here, and starts it again when it fails."""
+    found = launcher(ranks)
+    return CommandLine(supervised([*found.words, *script]), {**python_path(), **found.environment})
 
-    Several ranks by DeepSpeed's runner, with which nothing listens beyond this machine: torchrun
-    opens its port on all interfaces (SECURITY.md).
+
+def launcher(ranks: int) -> CommandLine:
+    """What stands before a script to start so many ranks of it here.
+
+    Several by DeepSpeed's runner, with which nothing listens beyond this machine: torchrun opens
+    its port on all interfaces (SECURITY.md).
     """
     if ranks == 1:
-        return CommandLine(supervised([sys.executable, *script]), python_path())
+        return CommandLine([sys.executable], {})
     # No host file, also where DeepSpeed's /job/hostfile is: it would start on all those hosts.
     words = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile="]
     words += ["--master_addr", _LOOPBACK, "--master_port", str(free_port())]
-    environment, gpus = python_path(), visible_gpus()
+    environment: dict[str, str] = {}
+    gpus = visible_gpus()
     if ranks > gpus:  # of CPUs
         words += ["--num_gpus", str(ranks)]
     elif ranks < gpus:
         # Not --num_gpus: DeepSpeed ignores CUDA_VISIBLE_DEVICES beside it.
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(chosen.split(",")[:ranks])
-    return CommandLine(supervised([*words, *script]), environment)
+    return CommandLine(words, environment)
 
 
 def free_port() -> int:

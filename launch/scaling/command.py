@@ -98,7 +98,7 @@ def _about(options: argparse.Namespace, found: Sequence[Measured]) -> dict[str, 
             "steps": options.steps,
             "repeat": options.repeat,
             "vocab": options.vocab,
-            "launcher": options.launcher or "torchrun",
+            "launcher": options.launcher or "deepspeed",
         },
         "communication": "seconds inside torch.distributed's collectives and the waits for them, "
         "other ranks' lateness included; on a GPU: on the stream that called them",
@@ -156,7 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=10, help="counted steps of a run; default 10")
     add("--repeat", type=int, default=1, help="turns through all runs; default 1")
     add("--threads", type=int, default=1, help="CPU threads of each rank; 0: do not say")
-    add("--launcher", default="", metavar="WORDS", help="default: torchrun on this machine")
+    add(
+        "--launcher",
+        default="",
+        metavar="WORDS",
+        help="default: DeepSpeed's, here",
+    )
     add("--timeout", type=float, default=1800, help="seconds for one run; default 1800")
     add("--keep", action="store_true", help="keep the runs' checkpoints")
     add("--compare", nargs=2, type=Path, metavar="JSON", help="print two results side by side")

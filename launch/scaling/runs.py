@@ -5,17 +5,17 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from launch.cluster import local
+from launch.cluster.printing import ROOT, CommandLine
 from runtime.config import read_value
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.yaml_documents import documents_to_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 3  # steps that are not counted: buffers are made, caches are filled
 _KEY = re.compile(r"[a-z_]+")
 
@@ -48,7 +48,7 @@ class Plan:
     seq_len: int
     precision: str
     threads: int  # of a rank
-    launcher: str  # a shell's words with {ranks}; empty: torchrun on this machine
+    launcher: str  # a shell's words with {ranks}; empty: DeepSpeed's runner on this machine
     timeout_s: float
 
 
@@ -109,21 +109,15 @@ def settings(case: Case, plan: Plan, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def words(case: Case, plan: Plan) -> list[str]:
-    """The launcher's words before the script."""
-    if plan.launcher:
-        try:
-            told = shlex.split(plan.launcher)
-        except ValueError as error:
-            raise UserError(
-                f"--launcher {plan.launcher}: {error}", status=EXIT_BAD_INPUT
-            ) from error
-        return [word.replace("{ranks}", str(case.ranks)) for word in told]
-    python = [sys.executable]
-    if case.ranks == 1:
-        return python
-    count = ["--nproc-per-node", str(case.ranks)]
-    return [*python, "-m", "torch.distributed.run", "--standalone", *count]
+def launcher(case: Case, plan: Plan) -> CommandLine:
+    """What stands before the script. Raises UserError for words that are none."""
+    if not plan.launcher:
+        return local.launcher(case.ranks)
+    try:
+        told = shlex.split(plan.launcher)
+    except ValueError as error:
+        raise UserError(f"--launcher {plan.launcher}: {error}", status=EXIT_BAD_INPUT) from error
+    return CommandLine([word.replace("{ranks}", str(case.ranks)) for word in told], {})
 
 
 def measure(case: Case, plan: Plan, turn: int) -> list[dict[str, Any]]:
@@ -134,8 +128,9 @@ def measure(case: Case, plan: Plan, turn: int) -> list[dict[str, Any]]:
     text = documents_to_yaml([settings(case, plan, home / "run")])
     config.write_text(text, encoding="utf-8")
     script = str(ROOT / "launch" / "scaling" / "worker.py")
-    command = [*words(case, plan), script, str(home / "measured"), str(config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    starts = launcher(case, plan)
+    command = [*starts.words, script, str(home / "measured"), str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **starts.environment}
     if plan.threads:
         environment["OMP_NUM_THREADS"] = str(plan.threads)
     log = home / "log.txt"

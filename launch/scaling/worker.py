@@ -152,7 +152,8 @@ def main() -> None:
         starts.append((time.perf_counter(), communication_s, clock.calls))
         return plain_step(self, *arguments, **options)
 
-    measures = sys.argv[1]
+    # DeepSpeed's runner adds --local_rank=N before ours.
+    measures, *arguments = [w for w in sys.argv[1:] if not w.startswith("--local_rank")]
 
     def write() -> None:
         rank = dist.rank_from_env()
@@ -175,7 +176,7 @@ def main() -> None:
     from pretrain.__main__ import main as pretrain
     from runtime.errors import leave
 
-    leave(pretrain(sys.argv[2:]))
+    leave(pretrain(arguments))
 
 
 if __name__ == "__main__":

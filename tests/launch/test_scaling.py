@@ -10,7 +10,7 @@ from launch.report.efficiency_chart import efficiency_chart
 from launch.scaling import results
 from launch.scaling.command import main
 from launch.scaling.results import Measured
-from launch.scaling.runs import WARM_UP, Case, Plan, cases, measure, modes, settings, words
+from launch.scaling.runs import WARM_UP, Case, Plan, cases, launcher, measure, modes, settings
 from runtime.errors import UserError
 
 RANKS, PER_RANK = [1, 2, 4], 4
@@ -116,7 +116,9 @@ def test_bad_words_are_refused_before_anything_runs(
 
 def test_a_launcher_gets_the_number_of_ranks(tmp_path: Path) -> None:
     case = Case("llama-tiny", 1, 2, 8, 4)
-    told = words(case, plan(tmp_path, launcher="mpirun -n {ranks} --hostfile 'my hosts' python3"))
+    told = launcher(
+        case, plan(tmp_path, launcher="mpirun -n {ranks} --hostfile 'my hosts' python3")
+    ).words
     assert told == ["mpirun", "-n", "2", "--hostfile", "my hosts", "python3"]
     config = settings(case, plan(tmp_path), tmp_path / "run")
     assert config["batch"] == {"global_batch_size": 8, "micro_batch_size": 4}
