@@ -7,6 +7,7 @@ is what makes a checkpoint independent of stage and world size.
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -222,7 +223,9 @@ def load(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: int) -> 
 
 def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: int) -> None:
     base = _base_optimizer(engine)
-    places = {index: list(found) for index, found in _by_owner(engine, stage, ranks)}
+    # At stage 0 every rank needs all of the state, not the share that it answers for.
+    holder = replace(ranks, rank=0, world_size=1) if stage == 0 else ranks
+    places = {index: list(found) for index, found in _by_owner(engine, stage, holder)}
     for index, owner in enumerate(_owners(engine, stage)):
         with zero_swap.present(engine, index, is_written=True):
             # Those too that hold nothing but padding here: their step counts must not lag behind.
@@ -236,9 +239,6 @@ def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: 
                 state["step"] = torch.tensor(float(steps), device=owner.tensor.device)
                 base.state[owner.tensor] = state
             for name, start, numel, _, flat_start, group in places.get(index, ()):
-                if stage == 0:
-                    # State is replicated here: every rank needs all of it, not its share.
-                    start, numel, flat_start = 0, owner.flat.numel(), 0
                 owner.flat.narrow(0, flat_start, numel).copy_(read(name, MASTER, start, numel))
                 for key in optim.state_keys(group) if steps else ():
                     target = state[key].view(-1).narrow(0, flat_start, numel)
