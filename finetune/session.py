@@ -162,7 +162,7 @@ class Session:
 
     def record_histograms(self) -> None:
         """Tell the sinks how the values of every parameter are spread (main rank)."""
-        if self.log is not None:
+        if self.log is not None and self.config.log.has_sinks:
             for name, parameter in self.replicas.module.named_parameters():
                 self.log.histogram(self.step, f"parameters/{name}", Histogram.of(parameter))
 

@@ -212,17 +212,19 @@ def _check_prompts(config: "PretrainConfig", data: Shards) -> Iterator[Problem]:
         return
     room = config.data.seq_len - max(traits.overhead, 1)
     for number, prompt in enumerate(prompts):
-        length = len(tokens.encoded(prompt))
+        ids = tokens.encoded(prompt)
+        length = len(ids)
         if length > room:
             yield Problem(
                 "evaluate.prompts",
                 f"prompt {number} has {length} tokens, expected at most {room} (data.seq_len = "
                 f"{config.data.seq_len}); shorten it",
             )
-        if traits.is_masked and not length:
+        if traits.is_masked and not set(ids) - (tokens.special_ids - {tokens.mask_id}):
             yield Problem(
                 "evaluate.prompts",
-                f"prompt {number} is empty, and {config.objective} fills words in; write a text",
+                f"prompt {number} holds no word that the tokenizer knows, and {config.objective} "
+                "fills words in; write another text",
             )
 
 

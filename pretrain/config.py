@@ -178,7 +178,6 @@ def combination(config: PretrainConfig, world_size: int) -> Combination:
     return Combination(
         config.parallel,
         config.precision,
-        config.optim.name,
         config.compile,
         hardware.device_type(config.run.device),
         world_size,

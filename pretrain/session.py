@@ -109,7 +109,7 @@ class Session:
 
     def record_histograms(self) -> None:
         """Tell the sinks how the values of every parameter are spread. Collective."""
-        if not (self.config.log.tensorboard or self.config.log.wandb):
+        if not self.config.log.has_sinks:
             return
         names = self.engine.parameter_shapes().keys() if self.ranks.is_main else ()
         for name, parameter in self.engine.full_parameters(names):

@@ -29,7 +29,7 @@ def verify_data(config: PretrainConfig, beat: Callable[[], None]) -> None:
         problems = verify_directory(Path(path), beat)
         if problems:
             raise UserError(
-                f"{problems[0]}; prepare the data again, or restore the file",
+                f"{problems[0]}, or restore the file",
                 status=EXIT_BAD_INPUT,
             )
     record.write_bytes(orjson.dumps(state))

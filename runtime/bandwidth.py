@@ -170,10 +170,11 @@ class SelfTest:
         """Time each size until its share of the time is used. Collective."""
         seconds = 0.0
         for number, size in enumerate(_SIZES):
-            rest = self._longest(deadline - time.monotonic())
-            if number and _GROWTH * seconds > max(rest, 0.0):
+            rest = max(self._longest(deadline - time.monotonic()), 0.0)
+            if number and _GROWTH * seconds > min(rest, _OPERATION_S / 2):
                 break
-            share = max(rest, 0.0) / (len(_SIZES) - number)
+            # What is queued on a GPU must be done within the group's timeout.
+            share = min(rest / (len(_SIZES) - number), _OPERATION_S / 2)
             self.at(f"all-reduce of {size} bytes")
             data = torch.ones(size // 4, device=self.device)
             seconds = self._timed(data, 1)

@@ -131,7 +131,8 @@ def _offload(
     is_nvme = parallel.offload_to == "nvme"
     place: dict[str, Any] = {"device": parallel.offload_to, "pin_memory": device_type == "cuda"}
     if is_nvme:
-        place["nvme_path"] = swap_directory or f"{parallel.nvme_path}/ingot"
+        assert swap_directory is not None  # two runs on one disk must not share files
+        place["nvme_path"] = swap_directory
     optimizer = {
         **place,
         "buffer_count": 4,

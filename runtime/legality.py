@@ -1,13 +1,14 @@
-"""Which stage, offload, sharding, precision, optimizer and compiler go together, as data.
+"""Which stage, offload, sharding, precision and compiler go together, as data.
 
-Torch-free: the run's own check and the pre-flight check read the same table.
+Every optimizer goes with all of it. Torch-free: the run's own check and the pre-flight check read
+the same table.
 """
 
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from runtime import hardware
 from runtime.config import Problem
@@ -19,7 +20,6 @@ class Combination(NamedTuple):
 
     parallel: Parallel
     precision: Precision
-    optimizer: Literal["adamw", "muon"]
     compile: bool
     device: str  # cpu | cuda
     ranks: int

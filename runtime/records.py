@@ -4,6 +4,7 @@ All are appended to while a run goes on, and a crash may cut the last line.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from io import FileIO
@@ -86,8 +87,17 @@ class RecordFile:
     def _write(self) -> None:
         with contextlib.suppress(OSError):
             while self._pending:
-                self._file = self._file or FileIO(self._path, "a")
+                self._file = self._file or self._opened()
                 self._pending = self._pending[self._file.write(self._pending) or 0 :]
+
+    def _opened(self) -> FileIO:
+        """The file to write on in, after the line that a crash has cut, if it has cut one."""
+        file = FileIO(self._path, "a+")
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        return file
 
     def close(self) -> None:
         """Write what is left. Where the disk still takes none, what is lost is told."""

@@ -193,3 +193,8 @@ class Log(Config):
         pattern=r"^\w[\w.-]*$",
         max_length=128,
     )
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether the numbers go anywhere beside metrics.jsonl."""
+        return self.tensorboard or self.wandb is not None

@@ -83,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         names = {f"{name}:{self.port}" for name in (HOST, "localhost")}
+        if self.port == 80:  # which a browser leaves out
+            names |= {HOST, "localhost"}
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1 or hosts[0].lower() not in names:
             self._send(HTTPStatus.FORBIDDEN, b"not a name of this server\n", with_body=with_body)

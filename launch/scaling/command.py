@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_OK
     ranks = _numbers(options.ranks, "--ranks", 1, 1 << 14)
     stages = _numbers(options.zero, "--zero", 0, 3)
-    models = [word for word in options.models.split(",") if word]
+    models = list(dict.fromkeys(word for word in options.models.split(",") if word))
     _check(options, models, stages)
     output: Path = options.output.absolute()  # ranks start in the source tree
     if (output / "runs").exists():

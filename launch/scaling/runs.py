@@ -1,15 +1,18 @@
 """The runs of a scaling benchmark: which there are, and one of them carried out."""
 
 import json
+import math
 import os
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from launch import leftovers
 from launch.cluster import local
 from launch.cluster.printing import ROOT, CommandLine
 from runtime.config import read_value
@@ -62,7 +65,7 @@ def cases(
             for n in ranks:
                 for sequences in dict.fromkeys((per_rank * n, per_rank * most)):
                     if sequences % n == 0:
-                        yield Case(model, stage, n, sequences, min(per_rank, sequences // n))
+                        yield Case(model, stage, n, sequences, math.gcd(per_rank, sequences // n))
 
 
 def modes(case: Case, ranks: Sequence[int], per_rank: int) -> list[Mode]:
@@ -134,15 +137,19 @@ def measure(case: Case, plan: Plan, turn: int) -> list[dict[str, Any]]:
     if plan.threads:
         environment["OMP_NUM_THREADS"] = str(plan.threads)
     log = home / "log.txt"
+    leftovers.adopt_orphans()
     with log.open("w", encoding="utf-8") as out:
         try:
             done = subprocess.run(
                 command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False,
-                timeout=plan.timeout_s, cwd=ROOT,
+                timeout=plan.timeout_s, cwd=ROOT, preexec_fn=leftovers.end_with_parent,
             )  # fmt: skip
         except FileNotFoundError as error:
             raise UserError(f"{command[0]}: no such launcher", status=EXIT_BAD_INPUT) from error
         except subprocess.TimeoutExpired as error:
+            while leftovers.reap(except_pid=0):  # the ranks outlive their launcher
+                leftovers.kill_all()
+                time.sleep(0.1)
             raise UserError(
                 f"{case.name}: not done after {plan.timeout_s:.0f} s (--timeout); see {log}"
             ) from error

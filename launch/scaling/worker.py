@@ -38,6 +38,7 @@ class Clock:
     def __init__(self, torch: Any) -> None:
         self._cuda = torch.cuda if torch.cuda.is_available() else None
         self._host = 0.0
+        self._device = 0.0
         self._events: list[tuple[Any, Any]] = []
         self._depth = 0  # a collective that calls another is counted once
         self.calls = 0
@@ -70,8 +71,9 @@ class Clock:
         if self._cuda is None:
             return self._host
         self._cuda.synchronize()
-        milliseconds: float = sum(begun.elapsed_time(ended) for begun, ended in self._events)
-        return milliseconds / 1000
+        self._device += sum(begun.elapsed_time(ended) for begun, ended in self._events) / 1000
+        self._events.clear()  # else each reading would take longer, inside what is measured
+        return self._device
 
 
 class Waited:

@@ -58,6 +58,8 @@ class WandB:
             x_disable_meta=True,
             x_disable_machine_info=True,
         )
+        # Without it a missing key is asked for on a terminal, without an end.
+        self._wandb.setup(self._wandb.Settings(silent=True))
         self._run = self._wandb.init(
             project=self._project,
             name=self._name,

@@ -96,7 +96,7 @@ def test_every_combination_is_legal(gpu: str) -> None:
             config = planned(asked, candidate, TOKENS)
             device = "cpu" if gpu == "cpu" else "cuda"
             combination = Combination(
-                config.parallel, config.precision, "adamw", config.compile, device, gpus
+                config.parallel, config.precision, config.compile, device, gpus
             )
             assert list(check_combination(combination)) == []
             assert layout.sequence_parallel == 1

@@ -11,6 +11,7 @@ from launch.scaling import results
 from launch.scaling.command import main
 from launch.scaling.results import Measured
 from launch.scaling.runs import WARM_UP, Case, Plan, cases, launcher, measure, modes, settings
+from runtime.checks import check_batch
 from runtime.errors import UserError
 
 RANKS, PER_RANK = [1, 2, 4], 4
@@ -112,6 +113,14 @@ def test_bad_words_are_refused_before_anything_runs(
     assert told in str(refused.value)
     assert refused.value.status == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [((2, 3), 4), ((1, 4, 6), 4), ((1, 2, 8), 3)])
+def test_every_case_is_one_that_the_run_accepts(ranks: tuple[int, ...], batch: int) -> None:
+    found = list(cases(["llama-tiny"], [1], ranks, batch))
+    assert {case.ranks for case in found} == set(ranks)
+    for case in found:
+        assert not list(check_batch(case.sequences, case.micro_batch_size, case.ranks))
 
 
 def test_a_launcher_gets_the_number_of_ranks(tmp_path: Path) -> None:

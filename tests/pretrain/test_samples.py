@@ -132,15 +132,16 @@ def test_prompts_that_cannot_be_used_are_refused(write_config: Write, bert_corpu
     status, output = run(["-m", "pretrain", str(long), "--check"])
     assert status == 2
     assert "prompt 0 has 160 tokens, expected at most 31 (data.seq_len = 32)" in output
-    empty = write_config(
-        objective="masked_lm",
-        model={"preset": "bert-tiny", "max_seq_len": 64},
-        data={"train": str(bert_corpus), "seq_len": 48},
-        evaluate={"every_steps": 6, "prompts": [""]},
-    )
-    status, output = run(["-m", "pretrain", str(empty), "--check"])
-    assert status == 2
-    assert "prompt 0 is empty, and masked_lm fills words in" in output
+    for words in (["[MASK]", ""], ["the cat", "[SEP]"]):
+        nothing = write_config(
+            objective="masked_lm",
+            model={"preset": "bert-tiny", "max_seq_len": 64},
+            data={"train": str(bert_corpus), "seq_len": 48},
+            evaluate={"every_steps": 6, "prompts": words},
+        )
+        status, output = run(["-m", "pretrain", str(nothing), "--check"])
+        assert status == 2
+        assert "prompt 1 holds no word that the tokenizer knows, and masked_lm fills" in output
 
 
 def test_wandb_offline_takes_one_run_up_again_without_secrets(

@@ -53,6 +53,7 @@ def new_engine(stage: Any, offload: Any, name: Any, ranks: dist.Ranks, **wide: A
         max_grad_norm=1.0,
         device_type="cpu",
         extra={**PARTITION_ALL, "aio": {"block_size": LEAST_SWAPPED}},
+        swap_directory=wide.get("nvme_path"),
     )
     with partitioned_construction(config, ranks):
         net = _new_net("fp32")

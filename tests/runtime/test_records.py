@@ -175,3 +175,11 @@ def test_a_histogram_is_numpys() -> None:
     assert found.sum_squares == pytest.approx(float((finite**2).sum()))
     assert Histogram.of(torch.full((3,), 2.0)) == ([2.0, 2.0], [3], 6.0, 12.0)
     assert Histogram.of(torch.tensor([float("nan")])).counts == [0]
+
+
+def test_a_line_that_a_crash_cut_takes_no_other_with_it(tmp_path: Path) -> None:
+    """clock.jsonl is never rewound, so that nobody else mends its end."""
+    (tmp_path / "clock.jsonl").write_bytes(b'{"step":1,"time":5.0}\n{"step":3,"ti')
+    Clock(tmp_path, 1, "cpu").tick(7)
+    first, second = read_metrics(tmp_path / "clock.jsonl")
+    assert (first["step"], second["step"]) == (1, 7)
