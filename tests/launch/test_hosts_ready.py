@@ -81,13 +81,11 @@ def clock_library(folder: Path) -> Path:
     return library
 
 
-def other_tree(folder: Path) -> Path:
-    """A copy of the source tree with one more comment in it."""
-    copy = folder / "tree"
-    copy.mkdir()
-    for room in ("model", "runtime", "data_prep", "pretrain", "finetune", "launch"):
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / "pretrain" / "train.py").open("a") as file:
+def other_room(folder: Path) -> Path:
+    """A copy of one folder of the source tree, with one more comment in it."""
+    copy = folder / "pretrain"
+    shutil.copytree(ROOT / "pretrain", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    with (copy / "train.py").open("a") as file:
         file.write("# one more line\n")
     return copy
 
@@ -104,7 +102,8 @@ def make_bad_hosts(cluster: Cluster, root: Path, data: Path, tmp_path: Path) -> 
     known.write_text("\n".join([*lines, ""]))
     cluster.add("changed")
     known.write_text(known.read_text().replace("changed,", "").replace("refused,", "changed,"))
-    cluster.add("older").bind(other_tree(tmp_path), ROOT)
+    # Not the whole tree: the environment may lie inside of it.
+    cluster.add("older").bind(other_room(tmp_path), ROOT / "pretrain")
     other = tmp_path / "other"
     shutil.copytree(data, other)
     manifest = other / "manifest.json"
@@ -113,6 +112,7 @@ def make_bad_hosts(cluster: Cluster, root: Path, data: Path, tmp_path: Path) -> 
     cluster.add("late", f"SetEnv LD_PRELOAD={clock_library(tmp_path)}")
     empty = tmp_path / "empty"
     empty.mkdir()
+    (root / "runs").mkdir(exist_ok=True)
     cluster.add("apart").bind(empty, root / "runs")
     cluster.add("bare").bind(empty, Path(sys.executable).parent)
     cluster.add("variable", "SetEnv NCCL_SOCKET_IFNAME=ib9 NCCL_ALGO=Ring")
