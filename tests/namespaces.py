@@ -17,6 +17,7 @@ from tests.processes import ROOT, environment
 
 PROGRAMS = ("unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen", "sshd")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+_NETWORK = ("GLOO_", "NCCL_", "UCX_", "OMPI_", "PMIX_", "PDSH_")
 _KEPT = ("--net", "--mount", "--uts", "--pid")
 _SSHD = """\
 HostKey {folder}/host_key
@@ -110,8 +111,9 @@ class Cluster:
             f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n'
         )
         (tools / "ssh").chmod(0o755)
-        plain = environment()
-        # HOME: no settings of this machine's user.
+        # Nothing of this machine's own network goes along (GLOO_SOCKET_IFNAME=lo would tie the
+        # ranks of each host to its loopback), and HOME holds no settings of its user.
+        plain = {k: v for k, v in environment().items() if not k.startswith(_NETWORK)}
         path = f"{tools}:{plain['PATH']}:/usr/sbin:/sbin"
         self.environment = {**plain, "PATH": path, "HOME": str(folder)}
         (folder / "ssh_config").write_text(_SSH.format(folder=folder))
