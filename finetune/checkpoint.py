@@ -4,13 +4,15 @@ Every rank holds the same weights and moments, so the main one answers for all o
 """
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 import torch
 
+from finetune.models import write_task
+from finetune.tasks.base import Task
 from finetune.tokenizer import TextTokenizer
 from model.heads import Model
 from model.hf.directory import ModelFiles
@@ -24,18 +26,27 @@ from runtime.zero_layout import Slice
 _SCORE = "score.json"
 
 
+class Purpose(NamedTuple):
+    """What a model is fine-tuned for."""
+
+    task: Task
+    labels: Sequence[str]
+
+
 def write_model(
     net: Model,
     parameters: Mapping[str, torch.Tensor],
     directory: Path,
     tokenizer: TextTokenizer,
+    purpose: Purpose,
     create: Create = on_disk,
 ) -> None:
-    """Write a Hugging Face directory that classifies in transformers as it does here."""
+    """Write a Hugging Face directory that says in transformers what it says here."""
     dtype = next(iter(parameters.values())).dtype
     files = ModelFiles(net.config, net.head, dtype, tokenizer_dir=tokenizer.directory)
     files.write(directory, parameters, create)
     tokenizer.write_settings(directory)
+    write_task(directory, *purpose)
 
 
 class Saved(NamedTuple):
@@ -47,6 +58,7 @@ class Saved(NamedTuple):
     net: Model
     optimizer: torch.optim.Optimizer
     tokenizer: TextTokenizer
+    purpose: Purpose
     ranks: Ranks
 
     def full_parameters(self, wanted: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -80,9 +92,9 @@ class Saved(NamedTuple):
     def write(
         self, directory: Path, parameters: Mapping[str, torch.Tensor], create: Create
     ) -> None:
-        """Write a Hugging Face directory that classifies in transformers as it does here."""
+        """Write a Hugging Face directory that says in transformers what it says here."""
         if self.ranks.is_main:
-            write_model(self.net, parameters, directory, self.tokenizer, create)
+            write_model(self.net, parameters, directory, self.tokenizer, self.purpose, create)
 
 
 def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
@@ -109,15 +121,18 @@ def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: Training
 
 
 def publish_best(
-    best: Path, net: Model, tokenizer: TextTokenizer, step: int, metric: str, score: float
+    best: Path,
+    net: Model,
+    tokenizer: TextTokenizer,
+    purpose: Purpose,
+    score: Mapping[str, Any],
 ) -> None:
     """Replace the best model by this one. A crash leaves one of the two (see `recover_best`)."""
     fresh, old = best.with_name(f".{best.name}.new"), best.with_name(f".{best.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write_model(net, net.state_dict(), fresh, tokenizer)
-    content = {"step": step, "metric": metric, "dev_score": score}
-    (fresh / _SCORE).write_bytes(orjson.dumps(content))
+    write_model(net, net.state_dict(), fresh, tokenizer, purpose)
+    (fresh / _SCORE).write_bytes(orjson.dumps(score))
     for path in (*fresh.iterdir(), fresh):
         fsync_path(path)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,18 +1,15 @@
 """The fine-tuning config, and every check that needs no torch and no process group."""
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import pydantic
 
-from finetune.tasks.classification import (
-    Examples,
-    label_names,
-    read_examples,
-    split_dev,
-    unknown_labels,
-)
+from finetune.tasks import task_of
+from finetune.tasks.base import Task, shorten, split_dev
+from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
 from model.config import ModelConfig
 from model.hf import CheckpointError, read_config
@@ -30,15 +27,6 @@ _FREE = (
     *("steps", "precision", "evaluate.every_steps", "patience"),
     *("checkpoint.", "health.", "log."),
 )
-
-
-class Task(Config):
-    """What the model learns."""
-
-    kind: Literal["classification"] = key("classification", "One class for each text")
-    text_key: str = key("text", "Field or column that holds the text", min_length=1)
-    label_key: str = key("label", "Field or column that holds the class", min_length=1)
-    max_length: int = key(128, "Longer texts are cut at the end, and counted", unit="tokens", ge=1)
 
 
 class Data(Config):
@@ -72,7 +60,9 @@ class Optim(sections.Optim):
 class Evaluate(Config):
     """Evaluation on the dev set."""
 
-    metric: Literal["accuracy", "macro_f1"] = key("accuracy", "The score of a model; most is best")
+    metric: str | None = key(
+        None, "The score that chooses the best model, one of the task's; none = its first"
+    )
     every_steps: int | None = key(
         None, "Evaluate every so many steps and at the end; none = after each epoch", ge=1
     )
@@ -85,7 +75,7 @@ class FinetuneConfig(Config):
     model: str = key(
         ..., "Model directory, ours or Hugging Face's, or a run: its newest whole checkpoint"
     )
-    task: Task = section(Task, "The task")
+    task: TaskKeys = section(TaskKeys, "The task")
     data: Data = key(..., "The data")
     batch: Batch = section(Batch, "The batch")
     epochs: int | None = key(
@@ -111,6 +101,11 @@ class FinetuneConfig(Config):
         """The run directory, with {name} filled in."""
         return Path(self.run.dir.replace("{name}", self.run.name))
 
+    @property
+    def metric(self) -> str:
+        """The score that chooses the best model."""
+        return self.evaluate.metric or task_of(self.task).metrics[0]
+
     def micro_batch_size(self, world_size: int) -> int:
         """Texts per forward pass on one rank."""
         return self.batch.micro_batch_size or self.batch.global_batch_size // world_size
@@ -133,64 +128,52 @@ class FinetuneConfig(Config):
 class Sets(NamedTuple):
     """The examples of a run."""
 
-    train: Examples
-    dev: Examples
-    test: Examples | None
+    train: list[Any]
+    dev: list[Any]
+    test: list[Any] | None
     labels: list[str]
 
 
 def read_sets(config: FinetuneConfig) -> tuple[Sets, list[Problem]]:
     """Read all data files; the problems name every wrong line, and labels that don't belong."""
-    train, problems = _read(config, "train")
-    labels = label_names(train.labels)
-    if not problems and len(labels) < 2:
-        problems.append(
-            Problem(
-                "data.train",
-                f"{config.data.train}: every text has the label {labels[0]!r}; "
-                "two classes or more are needed",
-            )
-        )
+    task = task_of(config.task)
+    train, problems = _read(config, task, "train")
+    labels = [] if problems else task.label_names(train)
     is_train_good = not problems
-    others = {}
+    if is_train_good:
+        problems += _of_set(config, task, "train", train, labels)
+    others: dict[str, list[Any]] = {}
     for name in ("dev", "test"):
         if getattr(config.data, name) is None:
             continue
-        others[name], found = _read(config, name)
+        others[name], found = _read(config, task, name)
         problems += found
         if is_train_good:
-            problems += _unknown(config, name, others[name], labels)
+            problems += _of_set(config, task, name, others[name], labels)
     if "dev" not in others:
         train, others["dev"] = split_dev(train, config.data.dev_fraction, config.run.seed)
-        if is_train_good and not others["dev"].texts:
+        if is_train_good and not others["dev"]:
             problems.append(
                 Problem("data.dev", "no class of train has two different texts; give a dev file")
             )
     return Sets(train, others["dev"], others.get("test"), labels), problems
 
 
-def _read(config: FinetuneConfig, name: str) -> tuple[Examples, list[Problem]]:
+def _read(config: FinetuneConfig, task: Task, name: str) -> tuple[list[Any], list[Problem]]:
     dotted = f"data.{name}"
-    path = Path(getattr(config.data, name))
     try:
-        examples, wrong = read_examples(path, config.task.text_key, config.task.label_key)
+        examples, wrong = task.read(Path(getattr(config.data, name)))
     except UserError as error:
-        return Examples([], [], []), [Problem(dotted, str(error))]
+        return [], [Problem(dotted, str(error))]
     return examples, [Problem(dotted, line) for line in wrong]
 
 
-def _unknown(
-    config: FinetuneConfig, name: str, examples: Examples, labels: list[str]
+def _of_set(
+    config: FinetuneConfig, task: Task, name: str, examples: list[Any], labels: list[str]
 ) -> Iterator[Problem]:
-    unknown = unknown_labels(examples, labels)
-    if unknown:
-        listed = ", ".join(f"{label!r} (line {line})" for label, line in unknown[:10])
-        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-        yield Problem(
-            f"data.{name}",
-            f"{getattr(config.data, name)}: labels that {config.data.train} never has: "
-            f"{listed}{more}; add texts of these classes to train, or remove them here",
-        )
+    path = Path(getattr(config.data, name))
+    wrong = [f"{path}: {text}" for text in task.check(name, examples, labels)]
+    yield from (Problem(f"data.{name}", text) for text in shorten(wrong, path))
 
 
 def model_directory(path: Path) -> Path:
@@ -236,9 +219,16 @@ def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
 
 
 def _check_data(config: FinetuneConfig) -> Iterator[Problem]:
+    known = task_of(config.task).metrics
+    if config.metric not in known:
+        near = difflib.get_close_matches(config.metric, known, n=1)
+        mend = f"did you mean {near[0]}?" if near else f"take one of {', '.join(known)}"
+        yield Problem(
+            "evaluate.metric", f"task {config.task.kind} has no score {config.metric!r}; {mend}"
+        )
     sets, problems = read_sets(config)
     yield from problems
-    total = config.total_steps(len(sets.train.texts)) if not problems else 0
+    total = config.total_steps(len(sets.train)) if not problems else 0
     if total:
         yield from check_schedule(config.schedule, total)
 

@@ -2,14 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from model.heads import IGNORE_INDEX, Model
+from model.heads import Model
 from model.init import parameter_groups
 from runtime import dist
 from runtime.dist import Ranks
@@ -17,19 +17,37 @@ from runtime.optim import build_optimizer
 from runtime.sections import Optim
 
 Batch = dict[str, Tensor]
+Counted = tuple[Batch, int]  # a micro-batch, and how many of its labels count in the loss
+# The mean loss over the counted labels of a batch, from: what computes the passes that are learned
+# from, the bare model for looks ahead without learning, and the batch. One backward pass follows.
+Objective = Callable[[Callable[..., Any], Model, Batch], Tensor]
 
 
 class StepResult(NamedTuple):
     """What one optimizer step measured."""
 
-    loss: float  # mean over the examples of all ranks
+    loss: float  # mean over the counted labels of all ranks
     grad_norm: float  # global, before clipping
+
+
+def plain(forward: Callable[..., Any], module: Model, batch: Batch) -> Tensor:
+    """The model's own loss."""
+    loss: Tensor = forward(**batch).loss
+    return loss
 
 
 class Replicas:
     """One copy of the model per rank, kept equal by summing the gradients of all."""
 
-    def __init__(self, net: Model, optim: Optim, ranks: Ranks, precision: str) -> None:
+    def __init__(
+        self,
+        net: Model,
+        optim: Optim,
+        ranks: Ranks,
+        precision: str,
+        *,
+        objective: Objective = plain,
+    ) -> None:
         # Accelerate sets the threads of a CPU run itself, unless the environment has a number.
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         self._accelerator = Accelerator(
@@ -37,26 +55,28 @@ class Replicas:
             mixed_precision="bf16" if precision == "bf16" else "no",
         )
         self.ranks = ranks
+        self.objective = objective
         self.module = net.to(ranks.device)
         groups = parameter_groups(net, optim.weight_decay, muon=optim.name == "muon")
         self.optimizer = build_optimizer(groups, optim)
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._model, self._optimizer = self._accelerator.prepare(net, self.optimizer)
 
-    def train_step(self, micro_batches: Sequence[Batch], examples: int, lr: float) -> StepResult:
-        """Step on the mean loss over the `examples` that all ranks hold together. Collective.
+    def train_step(self, micro_batches: Sequence[Counted], total: int, lr: float) -> StepResult:
+        """Step on the mean loss over the `total` labels that all ranks count together. Collective.
 
-        Every example weighs the same, however unequal the micro-batches are (averaging their means
-        is transformers#34191). Each rank needs a micro-batch; its labels may all be ignored.
+        Every label weighs the same, however unequal the micro-batches are (averaging their means
+        is transformers#34191). Each rank needs a micro-batch; it may count nothing.
+        lr: of groups without an `lr_scale`; a group with one takes that multiple of it.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self._model.train()
         own_loss = 0.0
-        for number, batch in enumerate(micro_batches, start=1):
+        for number, (batch, counted) in enumerate(micro_batches, start=1):
             with self._synchronised_if(number == len(micro_batches)):
-                counted = int((batch["labels"] != IGNORE_INDEX).sum())
-                loss = self._model(**batch).loss * (counted / examples)
+                mean = self.objective(self._model, self.module, batch)
+                loss = mean * (counted / total)
                 # The gradients of the ranks are averaged, and a sum is wanted.
                 self._accelerator.backward(loss * self.ranks.world_size)
             own_loss += float(loss.detach())

@@ -5,14 +5,13 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import orjson
 
-from finetune.config import class_names, model_directory
-from finetune.readers import read_records
-from finetune.tasks.classification import HEAD, pad, text_problem
-from finetune.tokenizer import TextTokenizer
+from finetune.config import model_directory
+from finetune.tasks.base import Outputs, Problem, Task
 from model.hf import CheckpointError, read_config
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
@@ -55,7 +54,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("directory", type=Path, metavar="DIR", help="model directory, or a run")
     parser.add_argument("input", type=Path, metavar="INPUT", help="file of texts")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
-    parser.add_argument("--text-key", default="text", help="field or column with the text")
+    parser.add_argument(
+        "--text-key", help="field or column with the text; default: that of training"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="texts per forward pass (32)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args(arguments)
@@ -74,51 +75,39 @@ def _classifier(path: Path) -> Path:
 
 
 def _predict(options: argparse.Namespace, directory: Path, output: BinaryIO) -> int:
-    """Write a line per text, in their order; returns how many texts were cut."""
-    import numpy as np
-
+    """Write a line per example, in their order; returns how many were cut."""
     from finetune.batches import longest_first, pieces
-    from finetune.evaluate import classify, prediction
-    from model import load_pretrained
+    from finetune.evaluate import infer
+    from finetune.models import open_model
     from runtime.dist import resolve_device
 
     device = resolve_device(options.device)
-    try:
-        net = load_pretrained(directory, head=HEAD).to(device)
-    except CheckpointError as error:
-        raise UserError(str(error), status=EXIT_BAD_INPUT) from error
-    if net.newly_initialised:
-        raise UserError(
-            f"{directory}: has no classifying head; predict needs a fine-tuned model",
-            status=EXIT_BAD_INPUT,
-        )
-    tokenizer = TextTokenizer(directory, net.config)
-    by_number = class_names(net.config)
-    names = [by_number[i] for i in range(len(by_number))]
+    net, task, labels, tokenizer = open_model(directory)
+    net = net.to(device).eval()
     cut = done = 0
-    for texts in _chunks(options.input, options.text_key, options.batch_size * _CHUNK_BATCHES):
-        encoded, newly_cut = tokenizer.encode(texts)
-        lengths = np.array([len(ids) for ids in encoded])
-        rows = np.empty((len(texts), len(names)), dtype=np.float32)
-        for piece in pieces(longest_first(np.arange(len(texts)), lengths), options.batch_size):
-            batch = pad([encoded[i] for i in piece], tokenizer.pad_id)
-            rows[piece] = classify(net, batch, device)
-        for index, row in enumerate(rows, start=done):
-            output.write(orjson.dumps({"index": index, **prediction(row, names)}) + b"\n")
-        cut, done = cut + newly_cut, done + len(texts)
+    if options.text_key is not None:
+        task.keys = task.keys.model_copy(update={"text_key": options.text_key})
+    for examples in _chunks(task, options.input, options.batch_size * _CHUNK_BATCHES):
+        data = task.encode(examples, labels, tokenizer)
+        found: Outputs = [np.empty(0)] * len(data)
+        for piece in pieces(longest_first(np.arange(len(data)), data.lengths), options.batch_size):
+            rows = infer(net, task, data, piece, device, tokenizer.pad_id)
+            for index, row in zip(piece.tolist(), rows, strict=True):
+                found[index] = row
+        for index, answer in enumerate(task.predictions(data, found, labels), start=done):
+            output.write(orjson.dumps({"index": index, **answer}) + b"\n")
+        cut, done = cut + data.truncated, done + len(examples)
     return cut
 
 
-def _chunks(path: Path, text_key: str, size: int) -> Iterator[list[str]]:
-    texts = _texts(path, text_key)
-    while chunk := list(itertools.islice(texts, size)):
+def _chunks(task: Task, path: Path, size: int) -> Iterator[list[Any]]:
+    examples = _examples(task, path)
+    while chunk := list(itertools.islice(examples, size)):
         yield chunk
 
 
-def _texts(path: Path, text_key: str) -> Iterator[str]:
-    for record in read_records(path, (text_key,)):
-        text = record.values.get(text_key)
-        problem = record.problem or text_problem(text, text_key)
-        if problem is not None:
-            raise UserError(f"{path}:{record.line}: {problem}")
-        yield str(text)
+def _examples(task: Task, path: Path) -> Iterator[Any]:
+    for found in task.stream(path, labelled=False):
+        if isinstance(found, Problem):
+            raise UserError(f"{path}:{found.line}: {found.text}")
+        yield found

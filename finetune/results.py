@@ -1,19 +1,15 @@
 """The end of a run: the best model's predictions and scores on the test set."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
-from finetune import metrics
 from finetune.checkpoint import best_score
-from finetune.evaluate import LogProbabilities, log_probabilities, prediction
+from finetune.evaluate import outputs
+from finetune.models import open_model
 from finetune.session import Session
-from finetune.tasks.classification import HEAD, Encoded, encode, seen_in
-from model import load_pretrained
-from model.hf import CheckpointError
+from finetune.tasks.base import Encoded, Outputs, seen_in
 from runtime import dist
 from runtime.checkpoint.format import fsync_path
 from runtime.errors import UserError
@@ -34,7 +30,7 @@ def _scored(session: Session) -> tuple[str, Encoded]:
     """The name and the texts of the set that the final scores are of."""
     sets = session.sets
     split, examples = ("test", sets.test) if sets.test is not None else ("dev", sets.dev)
-    return split, encode(examples, sets.labels, session.tokenizer)
+    return split, session.task.encode(examples, sets.labels, session.tokenizer)
 
 
 def write_results(session: Session) -> None:
@@ -42,33 +38,34 @@ def write_results(session: Session) -> None:
 
     The model is read back from its directory, so the scores are those of the files.
     """
-    sets, ranks, tokenizer = session.sets, session.ranks, session.tokenizer
+    ranks, tokenizer, labels = session.ranks, session.tokenizer, session.sets.labels
     split, data = _scored(session)
-    examples = sets.test if sets.test is not None else sets.dev
     try:
-        net = load_pretrained(session.best, head=HEAD).to(ranks.device)
-    except CheckpointError as error:
+        net = open_model(session.best).net.to(ranks.device)
+    except UserError as error:
         raise UserError(f"the best model can't be read back: {error}") from error
     batch_size = session.config.micro_batch_size(ranks.world_size)
-    rows = log_probabilities(net, data, ranks, batch_size, tokenizer.pad_id, beat=session.beat)
-    predicted = rows.argmax(-1)
+    found = outputs(
+        net, session.task, data, ranks, batch_size, pad_id=tokenizer.pad_id, beat=session.beat
+    )
+    seen = seen_in(data.examples, session.sets.train)
     report = {
+        "task": session.config.task.kind,
         "split": split,
-        "examples": len(data),
+        "examples": len(data.examples),
         "data": data.fingerprint(),
         "truncated": data.truncated,
-        "seen_in_train": seen_in(examples, sets.train),
-        "loss": -float(rows[np.arange(len(rows)), data.labels].mean(dtype=np.float64)),
-        **metrics.report(data.labels, predicted, sets.labels),
+        "seen_in_train": sum(seen),
+        **session.task.report(data, found, labels),
         "model": str(session.best),
         "best": best_score(session.best),
     }
-    dist.together(
-        lambda: _write(session.config.run_dir, data, rows, sets.labels, report), only_main=True
-    )
+    if any(seen) and not all(seen):
+        report["seen"], report["unseen"] = _by_leak(session, data, found, seen)
+    dist.together(lambda: _write(session, data, found, report), only_main=True)
     say = session.progress.say
     say(f"\n{split} set, by the best model (step {report['best']['step']}):\n")
-    say(metrics.report_text(data.labels, predicted, sets.labels))
+    say(session.task.report_text(data, found, labels))
     if report["seen_in_train"]:
         say(f"warning: {report['seen_in_train']} of these texts are in the training set too")
     if data.truncated:
@@ -76,18 +73,25 @@ def write_results(session: Session) -> None:
     say(f"best model {session.best}; scores {session.config.run_dir / 'report.json'}")
 
 
-def _write(
-    run_dir: Path,
-    data: Encoded,
-    rows: LogProbabilities,
-    names: Sequence[str],
-    report: dict[str, Any],
-) -> None:
-    lines = []
-    for index, (row, label) in enumerate(zip(rows, data.labels.tolist(), strict=True)):
-        lines.append(
-            orjson.dumps({"index": index, "label": names[label], **prediction(row, names)}) + b"\n"
-        )
+def _by_leak(
+    session: Session, data: Encoded, found: Outputs, seen: list[bool]
+) -> tuple[dict[str, float], ...]:
+    """The scores of the examples that are in the training set too, and of the others."""
+    task, labels = session.task, session.sets.labels
+    if len(data) != len(data.examples):
+        return ({}, {})  # items are not examples: their outputs can't be told apart
+    parts = []
+    for side in (True, False):
+        indices = [i for i, is_seen in enumerate(seen) if is_seen is side]
+        part = task.encode([data.examples[i] for i in indices], labels, session.tokenizer)
+        parts.append(task.scores(part, [found[i] for i in indices], labels))
+    return tuple(parts)
+
+
+def _write(session: Session, data: Encoded, found: Outputs, report: dict[str, Any]) -> None:
+    run_dir = session.config.run_dir
+    rows = session.task.predictions(data, found, session.sets.labels)
+    lines = [orjson.dumps({"index": i, **row}) + b"\n" for i, row in enumerate(rows)]
     _replace(run_dir / "predictions.jsonl", b"".join(lines))
     _replace(run_dir / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
 

@@ -9,27 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from finetune import checkpoint, metrics
+from finetune import checkpoint
 from finetune.batches import Indices, Plan
 from finetune.config import (
     BEST,
     FinetuneConfig,
     Sets,
     checkpoints_directory,
-    class_names,
     model_directory,
     read_sets,
 )
-from finetune.devices import Batch, Replicas, resolve_precision, to_device
-from finetune.evaluate import log_probabilities
-from finetune.tasks.classification import HEAD, Encoded, collate, encode
+from finetune.devices import Counted, Replicas, resolve_precision, to_device
+from finetune.evaluate import outputs
+from finetune.models import load_model
+from finetune.tasks import task_of
+from finetune.tasks.base import LOWER_IS_BETTER, Encoded, Task
 from finetune.tokenizer import TextTokenizer
-from model import load_pretrained
-from model.heads import IGNORE_INDEX, Model
-from model.hf import CheckpointError, read_config
-from model.init import initialise
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, verify
 from runtime.checkpoint.format import MANIFEST
@@ -40,7 +35,6 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import Clock, MetricsLog, device_name
 from runtime.progress import Progress
 from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
-from runtime.seed import seed_initialisation
 from runtime.sinks import Histogram, open_sinks
 
 _RESULTS = ("report.json", "predictions.jsonl")
@@ -52,6 +46,7 @@ class Session:
 
     config: FinetuneConfig
     ranks: Ranks
+    task: Task
     sets: Sets
     train: Encoded
     dev: Encoded
@@ -75,6 +70,11 @@ class Session:
         return self.config.run_dir / BEST
 
     @property
+    def purpose(self) -> checkpoint.Purpose:
+        """What the model is for, as it is written beside it."""
+        return checkpoint.Purpose(self.task, self.sets.labels)
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.config.total_steps(len(self.train))
@@ -84,18 +84,22 @@ class Session:
         """Whether every step is done, or patience is at its end."""
         return self.step >= self.total_steps or self.without_best >= self.config.patience > 0
 
-    def micro_batches(self) -> list[Batch]:
-        """Make this rank's batches of the coming step; one that counts nothing if it has none."""
+    def micro_batches(self) -> tuple[list[Counted], int]:
+        """Make this rank's batches of the coming step, and count what all ranks' have together.
+
+        A rank that has none gets one that counts nothing.
+        """
         plan, ranks = self.plan, self.ranks
+        total = self.train.counts(plan.batch(self.step))
         own = plan.micro_batches(self.step, ranks.rank, ranks.world_size)
         if own:
-            return [self._batch(indices) for indices in own]
-        batch = self._batch(plan.batch(self.step)[-1:])
-        batch["labels"].fill_(IGNORE_INDEX)
-        return [batch]
+            return [self._batch(indices) for indices in own], total
+        batch, _ = self._batch(plan.batch(self.step)[-1:])
+        return [(batch, 0)], total
 
-    def _batch(self, indices: Indices) -> Batch:
-        return to_device(collate(self.train, indices, self.tokenizer.pad_id), self.ranks.device)
+    def _batch(self, indices: Indices) -> Counted:
+        arrays = self.train.batch(indices, self.tokenizer.pad_id)
+        return to_device(arrays, self.ranks.device), self.train.counts(indices)
 
     def is_evaluation_due(self) -> bool:
         """Whether the dev set is to be scored after the last step."""
@@ -104,35 +108,44 @@ class Session:
 
     def evaluate(self) -> None:
         """Score the dev set, and publish the model if it is the best so far. Collective."""
-        config = self.config
+        config, metric = self.config, self.config.metric
         batch_size = config.micro_batch_size(self.ranks.world_size)
-        net, pad_id = self.replicas.module, self.tokenizer.pad_id
-        rows = log_probabilities(net, self.dev, self.ranks, batch_size, pad_id, beat=self.beat)
-        scores = metrics.scores(self.dev.labels, rows.argmax(-1))
-        loss = -float(rows[np.arange(len(rows)), self.dev.labels].mean(dtype=np.float64))
-        score = scores[config.evaluate.metric]
+        found = outputs(
+            self.replicas.module,
+            self.task,
+            self.dev,
+            self.ranks,
+            batch_size,
+            pad_id=self.tokenizer.pad_id,
+            beat=self.beat,
+        )
+        scores = self.task.scores(self.dev, found, self.sets.labels)
+        # The best is the greatest, whatever is measured.
+        score = -scores[metric] if metric in LOWER_IS_BETTER else scores[metric]
         self.without_best += 1
         if score > self.best_score:
             self.best_score, self.best_step, self.without_best = score, self.step, 0
-            dist.together(self._publish, only_main=True)
+            dist.together(partial(self._publish, scores[metric]), only_main=True)
+        loss = scores.pop("loss", None)
         named = {f"dev_{name}": value for name, value in scores.items()}
-        self.record(dev_score=score, valid_loss=loss, **named)
+        named |= {} if loss is None else {"valid_loss": loss}
+        self.record(dev_score=score, **named)
         mark = "  (best so far)" if self.without_best == 0 else ""
-        self.progress.say(
-            f"step {self.step}: dev {config.evaluate.metric} {score:.4f}, loss {loss:.4f}{mark}"
-        )
+        told = "" if loss is None else f", loss {loss:.4f}"
+        value = loss if metric == "loss" else scores[metric]
+        self.progress.say(f"step {self.step}: dev {metric} {value:.4f}{told}{mark}")
 
-    def _publish(self) -> None:
+    def _publish(self, value: float) -> None:
         # A run that lost some steps in a crash may have published a better one in them.
         published = checkpoint.best_score(self.best)
         if published is None or self.best_score > published["dev_score"]:
+            score = {"step": self.step, "metric": self.config.metric, "value": value}
             checkpoint.publish_best(
                 self.best,
                 self.replicas.module,
                 self.tokenizer,
-                self.step,
-                self.config.evaluate.metric,
-                self.best_score,
+                self.purpose,
+                {**score, "dev_score": self.best_score},
             )
 
     def save(self) -> None:
@@ -151,7 +164,9 @@ class Session:
             "world_size": self.ranks.world_size,
         }
         replicas = self.replicas
-        saved = checkpoint.Saved(replicas.module, replicas.optimizer, self.tokenizer, self.ranks)
+        saved = checkpoint.Saved(
+            replicas.module, replicas.optimizer, self.tokenizer, self.purpose, self.ranks
+        )
         self.saver.save(self.step, saved, saved, state)
         self.saved_step = self.step
 
@@ -178,12 +193,14 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     prepare_run_directory(config.run_dir)
     resumed = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     source = resumed.path if resumed else _initial_model(Path(config.model), ranks)
-    net, notes = _load(source, sets.labels, config, is_resumed=resumed is not None)
+    task = task_of(config.task)
+    net, labels, notes = load_model(
+        source, task, sets.labels, config, is_resumed=resumed is not None
+    )
     tokenizer = TextTokenizer(source, net.config, config.task.max_length)
     net.config = net.config.model_copy(update={"pad_token_id": tokenizer.pad_id})
-    assert net.config.id2label is not None, "the head was made for these labels"
-    sets = sets._replace(labels=[net.config.id2label[i] for i in range(len(sets.labels))])
-    train, dev = (encode(examples, sets.labels, tokenizer) for examples in sets[:2])
+    sets = sets._replace(labels=labels)
+    train, dev = (task.encode(examples, labels, tokenizer) for examples in sets[:2])
     batch = config.batch.global_batch_size, config.micro_batch_size(ranks.world_size)
     plan = Plan(train.lengths, *batch, config.run.seed)
     precision = resolve_precision(config.precision, ranks.device)
@@ -199,7 +216,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         beat=beat,
     )
     session = Session(
-        config, ranks, sets, train, dev, plan, tokenizer, replicas, progress, saver, beat
+        config, ranks, task, sets, train, dev, plan, tokenizer, replicas, progress, saver, beat
     )
     if resumed is not None:
         _restore(session, resumed)
@@ -250,34 +267,6 @@ def _verified(directory: Path) -> None:
         raise UserError(problems[0])
 
 
-def _load(
-    source: Path, labels: list[str], config: FinetuneConfig, *, is_resumed: bool
-) -> tuple[Model, list[str]]:
-    """The model with a head for these labels, and remarks on where the head comes from."""
-    seed_initialisation(config.run.seed)
-    try:
-        stored = class_names(read_config(source))
-        is_same = sorted(stored.values()) == sorted(labels)
-        names = stored if is_same else dict(enumerate(labels))
-        net = load_pretrained(source, head=HEAD, num_labels=len(names), id2label=names).float()
-    except CheckpointError as error:
-        raise UserError(str(error), status=EXIT_BAD_INPUT) from error
-    if not is_same:
-        # A head for other classes, though of the same size, knows nothing of these.
-        initialise(net.get_submodule("score"))
-    is_new = not is_same or bool(net.newly_initialised)
-    if is_resumed:
-        if is_new:
-            raise UserError(
-                f"{source}: was trained on other classes than {config.data.train} has now; "
-                "restore the data, or choose another run.dir",
-                status=EXIT_BAD_INPUT,
-            )
-        return net, []
-    kind = "drawn anew" if is_new else "taken from the checkpoint, which has the same classes"
-    return net, [f"model {source}; its head is {kind}"]
-
-
 def _fingerprints(train: Encoded, dev: Encoded) -> dict[str, str]:
     return {"train": train.fingerprint(), "dev": dev.fingerprint()}
 
@@ -307,16 +296,17 @@ def _restore(session: Session, resumed: CheckpointInfo) -> None:
 def _introduction(session: Session, precision: str) -> list[str]:
     config, ranks, sets = session.config, session.ranks, session.sets
     size = sum(p.numel() for p in session.replicas.module.parameters()) / 1e6
+    classes = f"; {len(sets.labels)} classes" if sets.labels else ""
     lines = [
         f"{session.replicas.module.config.family} model, {size:.2f} M parameters; {precision}, "
         f"{ranks.world_size} × {device_name(ranks.device)}",
-        f"{len(session.train):,} texts to train on, {len(session.dev):,} for dev, "
-        f"{len(sets.test.texts) if sets.test else 0:,} for test; {len(sets.labels)} classes; "
+        f"{config.task.kind}: {len(sets.train):,} examples to train on, {len(sets.dev):,} for "
+        f"dev, {len(sets.test or ()):,} for test{classes}; "
         f"{session.total_steps:,} steps, {session.plan.steps_per_epoch:,} per epoch; run directory "
         f"{config.run_dir}",
     ]
     lines += [
-        f"warning: {data.truncated:,} of {len(data):,} {name} texts are longer than "
+        f"warning: {data.truncated:,} of {len(data.examples):,} {name} texts are longer than "
         f"task.max_length = {session.tokenizer.max_length} and were cut"
         for name, data in (("train", session.train), ("dev", session.dev))
         if data.truncated

@@ -14,6 +14,7 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
+_PART = 1000  # texts
 
 
 class TextTokenizer:
@@ -54,6 +55,16 @@ class TextTokenizer:
             found.append(ids[: last[-1] + 1] if len(last) else np.array([self.pad_id], np.int32))
             truncated += bool(encoding.overflowing)
         return found, truncated
+
+    def encode_all(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], int]:
+        """As `encode`, for many texts; the library's own records are kept of a part at a time."""
+        rows: list[npt.NDArray[np.int32]] = []
+        truncated = 0
+        for start in range(0, len(texts), _PART):
+            found, cut = self.encode(texts[start : start + _PART])
+            rows += found
+            truncated += cut
+        return rows, truncated
 
     def write_settings(self, directory: Path) -> None:
         """Let `AutoTokenizer` in a saved directory do exactly what `encode` does."""

@@ -38,8 +38,7 @@ def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         watchdog.beat("step")
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
-        examples = len(session.plan.batch(session.step))
-        result = session.replicas.train_step(session.micro_batches(), examples, lr)
+        result = session.replicas.train_step(*session.micro_batches(), lr)
         tokens = session.plan.tokens(session.step)
         session.step += 1
         session.tokens_seen += tokens

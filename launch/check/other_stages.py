@@ -41,10 +41,10 @@ def check_finetuning(path: Path, overrides: Sequence[str], options: argparse.Nam
     sets, _ = read_sets(config)
     shape = read_config(model_directory(Path(config.model)))
     shape = shape.model_copy(update={"num_labels": len(sets.labels)})
-    size, steps = parameters(shape, "sequence"), config.total_steps(len(sets.train.texts))
+    size, steps = parameters(shape, "sequence"), config.total_steps(len(sets.train))
     rows[0] = Row("model", f"{config.model}: {shape.family}, {count_text(size)} parameters")
     rows += [
-        Row("data", f"{len(sets.train.texts):,} texts to learn from, {len(sets.dev.texts):,} to "
+        Row("data", f"{len(sets.train):,} texts to learn from, {len(sets.dev):,} to "
             f"choose by, {len(sets.labels)} classes"),
         Row("run", f"{steps:,} steps of {config.batch.global_batch_size} texts"),
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def check_finetuning(path: Path, overrides: Sequence[str], options: argparse.Nam
         Row("memory", f"{bytes_text(memory.total)} on each rank, and what the libraries take")
     )
     report.sections.append(Section("what is trained", rows))
-    report.numbers |= {"parameters": size, "steps": steps, "examples": len(sets.train.texts)}
+    report.numbers |= {"parameters": size, "steps": steps, "examples": len(sets.train)}
     report.numbers["memory"] = {"without_libraries": round(memory.total)}
     if memory.total > target.device.memory_bytes:
         report.error(

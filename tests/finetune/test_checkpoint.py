@@ -4,8 +4,17 @@ import shutil
 import pytest
 import torch
 
-from finetune.checkpoint import Saved, best_score, load_optimizer, publish_best, recover_best
+from finetune.checkpoint import (
+    Purpose,
+    Saved,
+    best_score,
+    load_optimizer,
+    publish_best,
+    recover_best,
+)
 from finetune.config import Optim
+from finetune.tasks import task_of
+from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
 from model import load_pretrained
 from model.init import parameter_groups
@@ -17,6 +26,12 @@ from runtime.errors import UserError
 from runtime.optim import build_optimizer
 from runtime.sections import Checkpoint
 from tests.finetune.toys import checkpoint
+
+PURPOSE = Purpose(task_of(TaskKeys()), ["a", "b", "c"])
+
+
+def score(step, value):
+    return {"step": step, "metric": "accuracy", "dev_score": value}
 
 
 def optimizer_of(net, name):
@@ -43,7 +58,7 @@ def step(net, optimizer):
 def save(root, step, net, optimizer, tokenizer):
     ranks = Ranks(0, 0, 1, torch.device("cpu"))
     saver = Saver(root, ranks, Checkpoint(background=False), say=print, beat=lambda: None)
-    saved = Saved(net, optimizer, tokenizer, ranks)
+    saved = Saved(net, optimizer, tokenizer, PURPOSE, ranks)
     saver.save(step, saved, saved, {"step": step})
 
 
@@ -93,9 +108,9 @@ def test_the_best_is_replaced_whole(tmp_path, parts):
     net, _, tokenizer = parts
     best = tmp_path / "best"
     assert best_score(best) is None
-    publish_best(best, net, tokenizer, 5, "accuracy", 0.5)
-    publish_best(best, net, tokenizer, 9, "accuracy", 0.75)
-    assert best_score(best) == {"step": 9, "metric": "accuracy", "dev_score": 0.75}
+    publish_best(best, net, tokenizer, PURPOSE, score(5, 0.5))
+    publish_best(best, net, tokenizer, PURPOSE, score(9, 0.75))
+    assert best_score(best) == score(9, 0.75)
     assert {p.name for p in tmp_path.iterdir()} == {"base", "base-tokenizer", "best"}
     settings = json.loads((best / "tokenizer_config.json").read_text())
     assert (settings["pad_token"], settings["model_max_length"]) == ("<|endoftext|>", 16)
@@ -104,7 +119,7 @@ def test_the_best_is_replaced_whole(tmp_path, parts):
 def test_a_crash_between_the_renames_loses_nothing(tmp_path, parts, monkeypatch):
     net, _, tokenizer = parts
     best = tmp_path / "best"
-    publish_best(best, net, tokenizer, 5, "accuracy", 0.5)
+    publish_best(best, net, tokenizer, PURPOSE, score(5, 0.5))
     real = type(best).rename
 
     def crash(self, target):
@@ -115,7 +130,7 @@ def test_a_crash_between_the_renames_loses_nothing(tmp_path, parts, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(type(best), "rename", crash)
         with pytest.raises(KeyboardInterrupt):
-            publish_best(best, net, tokenizer, 9, "accuracy", 0.75)
+            publish_best(best, net, tokenizer, PURPOSE, score(9, 0.75))
     assert not best.exists()
     recover_best(best)
     assert best_score(best)["step"] == 5

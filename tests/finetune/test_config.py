@@ -97,7 +97,7 @@ def test_labels_that_train_never_has_are_listed(tmp_path):
     (line,) = complaints(config_file(tmp_path))
     assert "data.test" in line
     assert "labels that" in line
-    assert "'bat' (line 10), '4' (line 12); add texts" in line
+    assert "'bat' (line 10), '4' (line 12); add examples" in line
 
 
 def test_a_single_class_is_refused(tmp_path):

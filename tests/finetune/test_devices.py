@@ -7,7 +7,6 @@ import torch
 from finetune.config import Optim
 from finetune.devices import Replicas, resolve_precision, to_device
 from model import build, preset
-from model.heads import IGNORE_INDEX
 from runtime.dist import Ranks
 
 CPU = Ranks(0, 0, 1, torch.device("cpu"))
@@ -58,14 +57,14 @@ def test_accumulated_gradients_are_those_of_one_big_batch(cuts):
     ids, labels = texts(11)
     whole, parts = replicas(), replicas()
     seen_whole, seen_parts = gradients(whole), gradients(parts)
-    first = whole.train_step([batch(ids, labels)], 11, 1e-3)
+    first = whole.train_step([(batch(ids, labels), 11)], 11, 1e-3)
     bounds = [0, *cuts, 11] if cuts[-1] < 11 else [0, *cuts[:-1], 11]
     micro = []
     for low, high in itertools.pairwise(bounds):
         if low == high:  # a rank that has nothing to do in a last, smaller step
-            micro.append(batch(ids[:1], [IGNORE_INDEX]))
+            micro.append((batch(ids[:1], labels[:1]), 0))
         else:
-            micro.append(batch(ids[low:high], labels[low:high]))
+            micro.append((batch(ids[low:high], labels[low:high]), high - low))
     second = parts.train_step(micro, 11, 1e-3)
     assert second.loss == pytest.approx(first.loss, abs=1e-6)
     assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-5)
@@ -82,7 +81,7 @@ def test_the_loss_is_the_mean_over_examples():
         rows = [
             float(reps.module(**batch([i], [y])).loss) for i, y in zip(ids, labels, strict=True)
         ]
-    micro = [batch(ids[:6], labels[:6]), batch(ids[6:], labels[6:])]
+    micro = [(batch(ids[:6], labels[:6]), 6), (batch(ids[6:], labels[6:]), 1)]
     assert reps.train_step(micro, 7, 1e-3).loss == pytest.approx(np.mean(rows), abs=1e-6)
 
 
@@ -90,7 +89,7 @@ def test_gradients_are_clipped_to_the_norm():
     ids, labels = texts(8)
     clipped = replicas(max_grad_norm=0.01)
     seen = gradients(clipped)
-    result = clipped.train_step([batch(ids, labels)], 8, 1e-3)
+    result = clipped.train_step([(batch(ids, labels), 8)], 8, 1e-3)
     assert result.grad_norm > 0.1  # before clipping
     total = torch.stack([g.norm() for g in seen[0]]).norm()
     assert float(total) == pytest.approx(0.01, rel=1e-3)
@@ -99,15 +98,17 @@ def test_gradients_are_clipped_to_the_norm():
 def test_each_step_starts_from_no_gradient():
     ids, labels = texts(8)
     reps = replicas()
-    first = reps.train_step([batch(ids, labels)], 8, 0.0).grad_norm
-    assert reps.train_step([batch(ids, labels)], 8, 0.0).grad_norm == pytest.approx(first, rel=1e-4)
+    first = reps.train_step([(batch(ids, labels), 8)], 8, 0.0).grad_norm
+    assert reps.train_step([(batch(ids, labels), 8)], 8, 0.0).grad_norm == pytest.approx(
+        first, rel=1e-4
+    )
 
 
 def test_dropout_is_on_while_training():
     ids, labels = texts(4)
     reps = replicas()
     reps.module.eval()
-    reps.train_step([batch(ids, labels)], 4, 1e-3)
+    reps.train_step([(batch(ids, labels), 4)], 4, 1e-3)
     assert reps.module.training
 
 
@@ -115,7 +116,7 @@ def test_the_learning_rate_is_the_step_s_own():
     ids, labels = texts(4)
     reps = replicas()
     before = [p.detach().clone() for p in reps.module.parameters()]
-    reps.train_step([batch(ids, labels)], 4, 0.0)
+    reps.train_step([(batch(ids, labels), 4)], 4, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, reps.module.parameters(), strict=True))
 
 
@@ -127,7 +128,7 @@ def test_bf16_runs_on_a_cpu():
 
     AcceleratorState._reset_state(reset_partial_state=True)
     reps = Replicas(net, Optim(), CPU, "bf16")
-    assert np.isfinite(reps.train_step([batch(ids, labels)], 4, 1e-3).loss)
+    assert np.isfinite(reps.train_step([(batch(ids, labels), 4)], 4, 1e-3).loss)
     assert all(p.dtype == torch.float32 for p in reps.module.parameters())
 
 

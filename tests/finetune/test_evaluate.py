@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.evaluate import log_probabilities, prediction
-from finetune.tasks.classification import Examples, encode
+from finetune.evaluate import outputs
+from finetune.tasks import task_of
+from finetune.tasks.classification import TextExample, prediction
+from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
 from model import load_pretrained
 from runtime.dist import Ranks
@@ -11,6 +13,11 @@ from runtime.errors import UserError
 from tests.finetune.toys import animal_texts, checkpoint
 
 CPU = Ranks(0, 0, 1, torch.device("cpu"))
+TASK = task_of(TaskKeys())
+
+
+def log_probabilities(net, data, batch_size):
+    return np.stack(outputs(net, TASK, data, CPU, batch_size, pad_id=0))
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -20,33 +27,34 @@ def parts(tmp_path, request):
     net.config = net.config.model_copy(update={"pad_token_id": 0})
     torch.nn.init.normal_(net.get_submodule("score").weight)
     rows = animal_texts(23)
-    texts = Examples([r["text"] for r in rows], [r["label"] for r in rows], list(range(23)))
-    return net, encode(texts, ["cat", "cow", "dog"], TextTokenizer(directory, net.config, 32))
+    texts = [TextExample(i, row["text"], row["label"]) for i, row in enumerate(rows)]
+    tokenizer = TextTokenizer(directory, net.config, 32)
+    return net, TASK.encode(texts, ["cat", "cow", "dog"], tokenizer)
 
 
 def test_padding_and_order_change_nothing(parts):
     net, data = parts
     with torch.no_grad():  # each text alone: nothing is padded
-        alone = torch.cat([net(torch.tensor(data.text(i))[None].long()).logits for i in range(23)])
+        alone = torch.cat([net(torch.tensor(data.row(i))[None].long()).logits for i in range(23)])
     expected = alone.log_softmax(-1).numpy()
     assert np.ptp(expected, axis=0).min() > 0.1  # the texts differ
     for batch_size in (1, 4, 23, 100):
-        assert np.abs(log_probabilities(net, data, CPU, batch_size, 0) - expected).max() <= 1e-5
+        assert np.abs(log_probabilities(net, data, batch_size) - expected).max() <= 1e-5
 
 
 def test_each_example_is_computed_once(parts, monkeypatch):
     net, data = parts
     seen = []
     real = net.forward
-    monkeypatch.setattr(net, "forward", lambda ids, mask: seen.append(len(ids)) or real(ids, mask))
-    log_probabilities(net, data, CPU, 4, 0)
+    monkeypatch.setattr(net, "forward", lambda **b: seen.append(len(b["input_ids"])) or real(**b))
+    log_probabilities(net, data, 4)
     assert seen == [4, 4, 4, 4, 4, 3]
 
 
 def test_dropout_is_off_and_comes_back(parts):
     net, data = parts
-    quiet = log_probabilities(net.eval(), data, CPU, 8, 0)
-    assert np.array_equal(log_probabilities(net.train(), data, CPU, 8, 0), quiet)
+    quiet = log_probabilities(net.eval(), data, 8)
+    assert np.array_equal(log_probabilities(net.train(), data, 8), quiet)
     assert net.training
 
 
@@ -55,7 +63,7 @@ def test_a_model_that_diverged_is_named(parts):
     with torch.no_grad():
         net.get_submodule("score").weight[0] = float("nan")
     with pytest.raises(UserError, match=r"training diverged; lower optim\.lr"):
-        log_probabilities(net, data, CPU, 8, 0)
+        log_probabilities(net, data, 8)
 
 
 def test_a_prediction_is_a_row_of_probabilities():

@@ -4,8 +4,8 @@ import json
 import orjson
 import pytest
 
-from finetune import predict as predict_module
 from finetune.__main__ import main
+from finetune.tokenizer import TextTokenizer
 from runtime.errors import EXIT_BAD_INPUT
 from tests.finetune.toys import animal_texts, checkpoint, config_file, finetune, write_jsonl
 
@@ -65,11 +65,10 @@ def test_every_format_is_predicted_alike(trained):
 def test_the_input_is_a_stream(trained, monkeypatch):
     """Never more than one chunk of texts is in memory."""
     held = []
-    real = predict_module.TextTokenizer.encode
+    real = TextTokenizer.encode
     monkeypatch.setattr(
-        predict_module.TextTokenizer, "encode",
-        lambda self, texts: held.append(len(texts)) or real(self, texts),
-    )  # fmt: skip
+        TextTokenizer, "encode", lambda self, texts: held.append(len(texts)) or real(self, texts)
+    )
     write_jsonl(trained / "long.jsonl", animal_texts(100))
     command = ["predict", str(trained / "run"), str(trained / "long.jsonl"), "--batch-size", "2"]
     assert main([*command, "--output", str(trained / "out")]) == 0
@@ -92,7 +91,7 @@ def test_bad_arguments_are_one_line(tmp_path, capsys):
     for command, message in (
         (["predict", str(tmp_path / "nowhere"), str(path)], "no such directory"),
         (["predict", str(base), str(tmp_path / "b.jsonl")], "no such file"),
-        (["predict", str(base), str(path)], "has no classifying head"),
+        (["predict", str(base), str(path)], "has no head for task.kind: classification"),
     ):
         assert main(command) == EXIT_BAD_INPUT
         error = capsys.readouterr().err

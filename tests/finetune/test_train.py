@@ -178,7 +178,7 @@ def scripted(monkeypatch, values):
     """Evaluations of which the score is written in advance."""
     left = iter(values)
     monkeypatch.setattr(
-        session_module.metrics,
+        metrics,
         "scores",
         lambda gold, predicted: {**SCORES(gold, predicted), "accuracy": next(left)},
     )
@@ -188,7 +188,8 @@ def test_the_best_is_kept_though_later_epochs_are_worse(tmp_path, monkeypatch):
     scripted(monkeypatch, [0.5, 0.9, 0.6, 0.9])
     assert finetune(config_file(tmp_path, epochs=4, checkpoint__keep_last=2)) == 0
     run_dir = tmp_path / "run"
-    assert read_report(run_dir)["best"] == {"step": 12, "metric": "accuracy", "dev_score": 0.9}
+    score = {"step": 12, "metric": "accuracy", "value": 0.9, "dev_score": 0.9}
+    assert read_report(run_dir)["best"] == score
     last = weights(run_dir, "checkpoints/step_00000024")
     assert not same(weights(run_dir), last)
     # A run that ends at the best step has the same model: 2 epochs of the same schedule.

@@ -1,0 +1,112 @@
+"""The model of a task: from a checkpoint to train on, and from a fine-tuned directory to use."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+import pydantic
+
+from finetune.config import FinetuneConfig, class_names
+from finetune.tasks import task_of
+from finetune.tasks.base import Task
+from finetune.tasks.config import TaskKeys
+from finetune.tokenizer import TextTokenizer
+from model import load_pretrained
+from model.heads import Model
+from model.hf import CheckpointError, read_config
+from model.init import initialise
+from runtime.errors import EXIT_BAD_INPUT, UserError
+from runtime.seed import seed_initialisation
+
+TASK_FILE = "task.json"  # beside config.json: what the model was fine-tuned for
+_HEAD = "score"  # the submodule whose rows are the classes
+
+
+class Loaded(NamedTuple):
+    """A model to train."""
+
+    net: Model
+    labels: list[str]  # in the order of the head's outputs
+    notes: list[str]  # where its parts come from
+
+
+class Opened(NamedTuple):
+    """A fine-tuned model to use."""
+
+    net: Model
+    task: Task
+    labels: list[str]
+    tokenizer: TextTokenizer
+
+
+def load_model(
+    source: Path, task: Task, labels: Sequence[str], config: FinetuneConfig, *, is_resumed: bool
+) -> Loaded:
+    """Load a checkpoint with a head for these labels; its own where it has the same ones.
+
+    Raises UserError for a directory that can't be read, or a resumed run of other classes.
+    """
+    seed_initialisation(config.run.seed)
+    try:
+        stored = class_names(read_config(source))
+        is_same = not labels or sorted(stored.values()) == sorted(labels)
+        names = [stored[i] for i in range(len(labels))] if is_same else list(labels)
+        net = load_pretrained(source, head=task.head, **task.head_settings(names)).float()
+    except CheckpointError as error:
+        raise UserError(str(error), status=EXIT_BAD_INPUT) from error
+    if not is_same:
+        # A head for other classes, though of the same size, knows nothing of these.
+        initialise(net.get_submodule(_HEAD))
+    is_new = not is_same or bool(net.newly_initialised)
+    if is_resumed:
+        if is_new:
+            raise UserError(
+                f"{source}: was trained on other classes than {config.data.train} has now; "
+                "restore the data, or choose another run.dir",
+                status=EXIT_BAD_INPUT,
+            )
+        return Loaded(net, names, [])
+    kind = "drawn anew" if is_new else "taken from the checkpoint, which has the same classes"
+    return Loaded(net, names, [f"model {source}; its head is {kind}"])
+
+
+def open_model(directory: Path) -> Opened:
+    """Open a fine-tuned model directory.
+
+    Without a task.json it is taken for a classifier, as released ones are. Raises UserError.
+    """
+    keys, labels = _read_task(directory)
+    task = task_of(keys)
+    try:
+        net = load_pretrained(directory, head=task.head)
+    except CheckpointError as error:
+        raise UserError(str(error), status=EXIT_BAD_INPUT) from error
+    if net.newly_initialised:
+        raise UserError(
+            f"{directory}: has no head for task.kind: {keys.kind}; a fine-tuned model is needed",
+            status=EXIT_BAD_INPUT,
+        )
+    if labels is None:
+        by_number = class_names(net.config)
+        labels = [by_number[i] for i in range(len(by_number))]
+    return Opened(net, task, labels, TextTokenizer(directory, net.config))
+
+
+def write_task(directory: Path, task: Task, labels: Sequence[str]) -> None:
+    """Write beside a model what it was fine-tuned for."""
+    content = {"task": task.keys.model_dump(mode="json"), "labels": list(labels)}
+    (directory / TASK_FILE).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+
+def _read_task(directory: Path) -> tuple[TaskKeys, list[str] | None]:
+    path = directory / TASK_FILE
+    try:
+        content = orjson.loads(path.read_bytes())
+        keys = TaskKeys.model_validate(content["task"])
+        labels = [str(label) for label in content["labels"]]
+    except FileNotFoundError:
+        return TaskKeys(), None
+    except (OSError, ValueError, KeyError, TypeError, pydantic.ValidationError) as error:
+        raise UserError(f"{path}: cannot be read: {error}", status=EXIT_BAD_INPUT) from error
+    return keys, labels
