@@ -1,0 +1,1 @@
+"""How much of a checkpoint is reused: strategies, rates of the layers, ensembles, direct use."""
