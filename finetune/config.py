@@ -11,6 +11,7 @@ from finetune.tasks import task_of
 from finetune.tasks.base import Task, shorten, split_dev
 from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
+from finetune.transfer.config import Transfer, check_transfer
 from model.config import ModelConfig
 from model.hf import CheckpointError, read_config
 from runtime import sections
@@ -76,6 +77,7 @@ class FinetuneConfig(Config):
         ..., "Model directory, ours or Hugging Face's, or a run: its newest whole checkpoint"
     )
     task: TaskKeys = section(TaskKeys, "The task")
+    transfer: Transfer = section(Transfer, "How much of the checkpoint is reused")
     data: Data = key(..., "The data")
     batch: Batch = section(Batch, "The batch")
     epochs: int | None = key(
@@ -255,6 +257,7 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
             f"{config.task.max_length} is more than the model's {shape.max_seq_len} positions; "
             f"write {shape.max_seq_len} or less",
         )
+    yield from check_transfer(config.transfer, shape, task_of(config.task).head)
 
 
 def _check_resume(config: FinetuneConfig) -> Iterator[Problem]:

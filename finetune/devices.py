@@ -37,7 +37,10 @@ def plain(forward: Callable[..., Any], module: Model, batch: Batch) -> Tensor:
 
 
 class Replicas:
-    """One copy of the model per rank, kept equal by summing the gradients of all."""
+    """One copy of the model per rank, kept equal by summing the gradients of all.
+
+    groups: of the optimizer; None = those of the model's parameters that are trained.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Replicas:
         ranks: Ranks,
         precision: str,
         *,
+        groups: list[dict[str, Any]] | None = None,
         objective: Objective = plain,
     ) -> None:
         # Accelerate sets the threads of a CPU run itself, unless the environment has a number.
@@ -57,7 +61,8 @@ class Replicas:
         self.ranks = ranks
         self.objective = objective
         self.module = net.to(ranks.device)
-        groups = parameter_groups(net, optim.weight_decay, muon=optim.name == "muon")
+        if groups is None:
+            groups = parameter_groups(net, optim.weight_decay, muon=optim.name == "muon")
         self.optimizer = build_optimizer(groups, optim)
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._model, self._optimizer = self._accelerator.prepare(net, self.optimizer)

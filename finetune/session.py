@@ -25,6 +25,7 @@ from finetune.models import load_model
 from finetune.tasks import task_of
 from finetune.tasks.base import LOWER_IS_BETTER, Encoded, Task
 from finetune.tokenizer import TextTokenizer
+from finetune.transfer.layers import parameter_groups, prepare
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, verify
 from runtime.checkpoint.format import MANIFEST
@@ -202,12 +203,13 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     sets = sets._replace(labels=labels)
     train, dev = (task.encode(examples, labels, tokenizer) for examples in sets[:2])
     batch = config.batch.global_batch_size, config.micro_batch_size(ranks.world_size)
+    total_steps = config.total_steps(len(train))
     plan = Plan(train.lengths, *batch, config.run.seed)
     precision = resolve_precision(config.precision, ranks.device)
-    replicas = Replicas(net, config.optim, ranks, precision)
-    progress = Progress(
-        config.total_steps(len(train)), stream=None if ranks.is_main else io.StringIO()
-    )
+    notes += prepare(net, config.transfer, total_steps, is_resumed=resumed is not None)
+    groups = parameter_groups(net, config.optim, config.transfer)
+    replicas = Replicas(net, config.optim, ranks, precision, groups=groups)
+    progress = Progress(total_steps, stream=None if ranks.is_main else io.StringIO())
     saver = Saver(
         config.run_dir / "checkpoints",
         ranks,

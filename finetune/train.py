@@ -4,6 +4,7 @@ from finetune.config import FinetuneConfig
 from finetune.devices import StepResult
 from finetune.results import is_reported, write_results
 from finetune.session import Session, start
+from finetune.transfer.layers import unfreeze
 from runtime import dist
 from runtime.dist import Ranks
 from runtime.errors import EXIT_OK, EXIT_PREEMPTED, UserError
@@ -38,6 +39,7 @@ def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         watchdog.beat("step")
         seed_step(config.run.seed, session.step, ranks.rank)
         lr = config.optim.lr * lr_ratio(config.schedule, session.step, total)
+        unfreeze(session.replicas.optimizer.param_groups, session.step)
         result = session.replicas.train_step(*session.micro_batches(), lr)
         tokens = session.plan.tokens(session.step)
         session.step += 1

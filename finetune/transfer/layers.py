@@ -26,6 +26,17 @@ def depth(name: str, n_layers: int) -> int:
     return 0 if _EMBEDDING.match(name) else n_layers + 1
 
 
+def prepare(net: Model, transfer: Transfer, total_steps: int, *, is_resumed: bool) -> list[str]:
+    """Make a model ready for a strategy; returns what it did. Raises UserError as `freeze`.
+
+    is_resumed: the model is what the run has trained so far, and nothing starts afresh.
+    """
+    notes = [] if is_resumed else start_afresh(net, transfer)
+    notes += freeze(net, transfer)
+    too_short = never_unfrozen(transfer, net.config.n_layers, total_steps)
+    return [*notes, too_short] if too_short else notes
+
+
 def start_afresh(net: Model, transfer: Transfer) -> list[str]:
     """Draw anew what the strategy doesn't take from the checkpoint; returns what it did.
 
