@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pydantic
 
+from finetune.robust.config import Robust, check_classes, check_robust, check_with_model
 from finetune.tasks import task_of
 from finetune.tasks.base import Task, shorten, split_dev
 from finetune.tasks.config import TaskKeys
@@ -86,6 +87,7 @@ class FinetuneConfig(Config):
     steps: int | None = key(None, "Length of the run, instead of epochs", unit="steps", ge=1)
     optim: Optim = section(Optim, "The optimizer")
     schedule: sections.Schedule = section(sections.Schedule, "The learning rate")
+    robust: Robust = section(Robust, "Robust training")
     precision: Literal["auto", "fp32", "bf16"] = key(
         "auto",
         "Of forward and backward; weights are fp32 always; auto = bf16 on a GPU that has it",
@@ -212,6 +214,7 @@ def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
     """The mistakes that concern several keys, the data, the model, or this machine."""
     return [
         *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
+        *check_robust(config.robust, config.task.kind),
         *_check_data(config),
         *_check_model(config),
         *check_run_dir(config.run_dir),
@@ -229,7 +232,7 @@ def _check_data(config: FinetuneConfig) -> Iterator[Problem]:
             "evaluate.metric", f"task {config.task.kind} has no score {config.metric!r}; {mend}"
         )
     sets, problems = read_sets(config)
-    yield from problems
+    yield from problems or check_classes(config.robust, sets.labels)
     total = config.total_steps(len(sets.train)) if not problems else 0
     if total:
         yield from check_schedule(config.schedule, total)
@@ -245,6 +248,7 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
         return
     if not any(directory.glob("model*.safetensors*")):
         yield Problem("model", f"{directory}: no weights (model.safetensors)")
+    yield from check_with_model(config.robust, shape, tokenizer)
     if tokenizer.vocab_size > shape.vocab_size:
         yield Problem(
             "model",

@@ -52,7 +52,10 @@ def load_model(
         stored = class_names(read_config(source))
         is_same = not labels or sorted(stored.values()) == sorted(labels)
         names = [stored[i] for i in range(len(labels))] if is_same else list(labels)
-        net = load_pretrained(source, head=task.head, **task.head_settings(names)).float()
+        settings = task.head_settings(names)
+        if config.robust.dropout is not None:
+            settings["dropout"] = config.robust.dropout
+        net = load_pretrained(source, head=task.head, **settings).float()
     except CheckpointError as error:
         raise UserError(str(error), status=EXIT_BAD_INPUT) from error
     if not is_same:

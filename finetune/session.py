@@ -5,7 +5,7 @@ import operator
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from finetune.config import (
 from finetune.devices import Counted, Replicas, resolve_precision, to_device
 from finetune.evaluate import outputs
 from finetune.models import load_model
+from finetune.robust.augment import Noise
+from finetune.robust.objectives import objective_of
 from finetune.tasks import task_of
 from finetune.tasks.base import LOWER_IS_BETTER, Encoded, Task
 from finetune.tokenizer import TextTokenizer
@@ -85,6 +87,16 @@ class Session:
         """Whether every step is done, or patience is at its end."""
         return self.step >= self.total_steps or self.without_best >= self.config.patience > 0
 
+    @cached_property
+    def noise(self) -> Noise | None:
+        """What changes the training texts, if anything."""
+        rates = self.config.robust.augment
+        if not rates.is_on():
+            return None
+        fixed = {*self.tokenizer.special_ids, self.tokenizer.pad_id}
+        seed, mask_id = self.config.run.seed, self.tokenizer.mask_id
+        return Noise.of(rates, seed, self.train.tokens, fixed, mask_id)
+
     def micro_batches(self) -> tuple[list[Counted], int]:
         """Make this rank's batches of the coming step, and count what all ranks' have together.
 
@@ -99,7 +111,10 @@ class Session:
         return [(batch, 0)], total
 
     def _batch(self, indices: Indices) -> Counted:
-        arrays = self.train.batch(indices, self.tokenizer.pad_id)
+        pad_id = self.tokenizer.pad_id
+        arrays = self.train.batch(indices, pad_id)
+        if self.noise is not None:
+            arrays = self.noise.batch(arrays, indices, self.step, pad_id)
         return to_device(arrays, self.ranks.device), self.train.counts(indices)
 
     def is_evaluation_due(self) -> bool:
@@ -208,7 +223,8 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     precision = resolve_precision(config.precision, ranks.device)
     notes += prepare(net, config.transfer, total_steps, is_resumed=resumed is not None)
     groups = parameter_groups(net, config.optim, config.transfer)
-    replicas = Replicas(net, config.optim, ranks, precision, groups=groups)
+    objective = objective_of(config.robust, task.kind, labels, train.labels)
+    replicas = Replicas(net, config.optim, ranks, precision, groups=groups, objective=objective)
     progress = Progress(total_steps, stream=None if ranks.is_main else io.StringIO())
     saver = Saver(
         config.run_dir / "checkpoints",

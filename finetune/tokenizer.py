@@ -36,6 +36,9 @@ class TextTokenizer:
             reason = "no such file" if not path.is_file() else f"not a usable tokenizer: {error}"
             raise UserError(f"{path}: {reason}", status=EXIT_BAD_INPUT) from error
         self._settings = _read_settings(directory)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.mask_id = next(self._named("mask_token"), None)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.pad_id = self._find_pad(config)
         self.max_length = max_length or min(
@@ -81,10 +84,9 @@ class TextTokenizer:
 
     def _find_pad(self, config: ModelConfig) -> int:
         """The padding id: the tokenizer's, else the model's, else the end-of-text token's."""
-        special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         for token_id in self._pad_candidates(config):
             # An ordinary token would be skipped at the end of a text, as if it were padding.
-            if token_id in special and token_id < config.vocab_size:
+            if token_id in self.special_ids and token_id < config.vocab_size:
                 return token_id
         raise UserError(
             f"{self.directory}: neither its tokenizer nor its config.json names a padding or an "
