@@ -54,9 +54,11 @@ def write_files(folder: Path) -> None:
         for n in range(240)
         for word, label in (("good", "positive"), ("bad", "negative"))
     ]
-    (data / "sentence-polarity").mkdir()
+    for name in ("banking77", "clinc150", "sentence-polarity"):
+        (data / name).mkdir()
+        for split, step in (("train", 1), ("dev", 21), ("val", 21), ("test", 31)):
+            _write(data / f"{name}/{split}.jsonl.gz", labelled[::step])
     for split, step in (("train", 1), ("dev", 21), ("test", 31)):
-        _write(data / f"sentence-polarity/{split}.jsonl.gz", labelled[::step])
         _write(data / f"reviews.{split}.jsonl", labelled[::step])
     (folder / "hosts.txt").write_text("node1 slots=8\nnode2 slots=8\n")
     (folder / "my-tasks").mkdir()

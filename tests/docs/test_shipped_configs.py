@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_files(found)
     write_models(found / "models")
     (found / "runs/demo").mkdir(parents=True)
-    shutil.copytree(found / "models/gpt2", found / "runs/demo/pretrain")
+    for run in ("demo/pretrain", "transfer-english"):
+        shutil.copytree(found / "models/gpt2", found / "runs" / run)
     for split in ("train", "dev", "test"):
         shutil.copy(
             found / f"data/reviews.{split}.jsonl", found / f"runs/demo/functions.{split}.jsonl"
