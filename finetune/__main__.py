@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: deepspeed launch/finetune.sh CONFIG.yaml [key=value …]      (or torchrun, bash, sbatch)
        python -m finetune predict DIR INPUT [--output FILE] …      (see predict --help)
+       python -m finetune transfer-report CONFIG.yaml … (see transfer-report --help)
 
 Fine-tune a checkpoint on labelled texts, and score it. The same command again resumes an
 interrupted run. --print-config shows every key and stops; --check stops after checking the
@@ -31,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         from finetune.predict import main as predict
 
         return predict(arguments[1:])
+    if arguments[:1] == ["transfer-report"]:
+        from finetune.report.transfer_command import main as transfer_report
+
+        return transfer_report(arguments[1:])
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     arguments = [a for a in arguments if not a.startswith("--local_rank")]
     if not {"-h", "--help", "--print-config", "--check"} & set(arguments):

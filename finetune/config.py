@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 import pydantic
 
 from finetune.robust.config import Robust, check_classes, check_robust, check_with_model
+from finetune.sampling import count_different, draw, draw_per_class
 from finetune.tasks import task_of
 from finetune.tasks.base import Task, shorten, split_dev
 from finetune.tasks.config import TaskKeys
@@ -40,6 +41,12 @@ class Data(Config):
     )
     test: str | None = key(None, "Texts for the final scores; none = those of dev")
     dev_fraction: float = key(0.1, "Share of train that becomes dev", gt=0, le=0.5)
+    examples: int | None = key(
+        None, "Learn from so many examples of train, drawn by run.seed; none = from all", ge=1
+    )
+    examples_per_class: int | None = key(
+        None, "Learn from so many examples of every class, drawn by run.seed; none = all", ge=1
+    )
 
 
 class Batch(Config):
@@ -146,6 +153,8 @@ def read_sets(config: FinetuneConfig) -> tuple[Sets, list[Problem]]:
     is_train_good = not problems
     if is_train_good:
         problems += _of_set(config, task, "train", train, labels)
+        train, found = _drawn(config, train)
+        problems += found
     others: dict[str, list[Any]] = {}
     for name in ("dev", "test"):
         if getattr(config.data, name) is None:
@@ -161,6 +170,26 @@ def read_sets(config: FinetuneConfig) -> tuple[Sets, list[Problem]]:
                 Problem("data.dev", "no class of train has two different texts; give a dev file")
             )
     return Sets(train, others["dev"], others.get("test"), labels), problems
+
+
+def _drawn(config: FinetuneConfig, train: list[Any]) -> tuple[list[Any], list[Problem]]:
+    """The examples of train to learn from, where the config asks for fewer than all."""
+    data, seed = config.data, config.run.seed
+    if data.examples_per_class is not None:
+        if data.examples is not None:
+            return train, [Problem("data.examples", "and examples_per_class: give one of them")]
+        if not any(example.stratum for example in train):
+            kind = config.task.kind
+            message = f"task {kind} has no classes to draw from; write data.examples"
+            return train, [Problem("data.examples_per_class", message)]
+        return draw_per_class(train, data.examples_per_class, seed), []
+    if data.examples is None:
+        return train, []
+    different = count_different(train)
+    if data.examples > different:
+        message = f"{data.examples} is more than the {different} different examples of train"
+        return train, [Problem("data.examples", f"{message}; write that or less, or remove it")]
+    return draw(train, data.examples, seed), []
 
 
 def _read(config: FinetuneConfig, task: Task, name: str) -> tuple[list[Any], list[Problem]]:

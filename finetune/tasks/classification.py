@@ -93,7 +93,8 @@ class Classification(Task):
         """All scores: per class, their means, and the confusion matrix; see `metrics.report`."""
         from finetune import metrics
 
-        return {"loss": _loss(data, outputs), **metrics.report(data.labels, _best(outputs), labels)}
+        whole = metrics.report(data.labels, _best(outputs), labels)
+        return {**self.scores(data, outputs, labels), **whole}
 
     def report_text(self, data: Encoded, outputs: Outputs, labels: Sequence[str]) -> str:
         """Return the same as a table for people, of the classes that occur."""

@@ -24,7 +24,7 @@ ONE_PLACE = {
     "transformers": ("model/hf/",),
     "triton": ("model/kernels/",),
     "accelerate": ("finetune/",),
-    "sklearn": ("finetune/metrics.py",),
+    "sklearn": ("finetune/metrics.py", "finetune/report/baseline.py"),
     "matplotlib": ("launch/report/",),
     "tensorboard": ("runtime/sinks/tensorboard.py",),
     "yaml": ("runtime/config.py", "runtime/yaml_documents.py"),

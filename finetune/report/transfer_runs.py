@@ -1,0 +1,152 @@
+"""The runs of a transfer report, one process after the other, and what each has found."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import orjson
+
+from finetune.config import FinetuneConfig
+from finetune.report.transfer_plan import Plan, Way
+from finetune.tasks import task_of
+from finetune.tasks.base import LOWER_IS_BETTER
+from runtime.errors import EXIT_PREEMPTED, UserError
+from runtime.records import read_metrics
+from runtime.signals import StopRequest
+
+_POLL_S = 0.2
+
+
+class Result(TypedDict, total=False):
+    """What one run has found."""
+
+    seed: int
+    scores: dict[str, float]  # of the test set (else dev), by the best model
+    seen: dict[str, float]  # of its examples that are in train too
+    unseen: dict[str, float]
+    classes: dict[str, float]  # F1 of each class
+    split: str
+    examples: int
+    seen_in_train: int
+    curve: list[tuple[int, float]]  # step, the metric on dev
+    best_step: int
+    best_dev: float
+    seconds: float
+
+
+class InterruptedRunError(Exception):
+    """Somebody asked to stop; what is finished stays."""
+
+
+def run(plan: Plan, way: Way, seed: int, stop: StopRequest) -> Result:
+    """Train one way with one seed, unless it is done. Raises UserError, or InterruptedRunError."""
+    directory = plan.run_dir(way, seed)
+    if not _is_done(directory):
+        log = plan.output / "logs" / f"{directory.name}.txt"
+        log.parent.mkdir(exist_ok=True)
+        overrides = plan.overrides_of(way, seed)
+        status = _train([sys.executable, "-m", "finetune", str(plan.file), *overrides], log, stop)
+        if stop.check() or status == EXIT_PREEMPTED:
+            raise InterruptedRunError
+        if status or not _is_done(directory):
+            raise UserError(f"{way.name}, seed {seed}: the run failed: {_last_line(log)} ({log})")
+    if not plan.keeps_models:
+        for part in ("checkpoints", "best"):
+            shutil.rmtree(directory / part, ignore_errors=True)
+    return read_result(directory, plan.config(way, seed), seed)
+
+
+def _is_done(directory: Path) -> bool:
+    return all((directory / name).is_file() for name in ("report.json", "predictions.jsonl"))
+
+
+def _train(command: Sequence[str], log: Path, stop: StopRequest) -> int:
+    """Run a training process to its end; pass on that it shall stop. Returns its status."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            is_told = False
+            while process.poll() is None:
+                if stop.check() and not is_told:
+                    process.send_signal(signal.SIGTERM)  # it saves, and leaves
+                    is_told = True
+                time.sleep(_POLL_S)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            status = process.wait()
+    return status
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    told = [line for line in lines if line.startswith("error: ")] or [li for li in lines if li]
+    return told[-1].removeprefix("error: ") if told else "it said nothing"
+
+
+def read_result(directory: Path, config: FinetuneConfig, seed: int) -> Result:
+    """What the files of a finished run say. Raises UserError where they are damaged."""
+    path = directory / "report.json"
+    try:
+        report = orjson.loads(path.read_bytes())
+        found = of_report(report, config)
+        best = report["best"]
+        found["best_step"], found["best_dev"] = int(best["step"]), float(best["value"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the report of a finished run ({error!r})") from error
+    found["seed"] = seed
+    found["curve"] = _curve(directory, config.metric)
+    found["seconds"] = _seconds(directory)
+    return found
+
+
+def of_report(report: dict[str, Any], config: FinetuneConfig) -> Result:
+    """The part of a result that stands in a report.json."""
+    names = [*task_of(config.task).metrics, "loss"]
+    found: Result = {
+        "scores": _numbers(report, names),
+        "split": report["split"],
+        "examples": report["examples"],
+        "seen_in_train": report["seen_in_train"],
+        "classes": {
+            name: float(row["f1-score"])
+            for name, row in report.get("classes", {}).items()
+            if row["support"]
+        },
+    }
+    if report.get("seen") and report.get("unseen"):
+        found["seen"], found["unseen"] = (_numbers(report[k], names) for k in ("seen", "unseen"))
+    return found
+
+
+def _numbers(report: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+    return {name: float(report[name]) for name in dict.fromkeys(names) if name in report}
+
+
+def _curve(directory: Path, metric: str) -> list[tuple[int, float]]:
+    """The metric on dev after each evaluation; of steps that were done twice the last one."""
+    key = "valid_loss" if metric == "loss" else f"dev_{metric}"
+    records = read_metrics(directory / "metrics.jsonl")
+    found = {int(r["step"]): float(r[key]) for r in records if key in r}
+    return sorted(found.items())
+
+
+def _seconds(directory: Path) -> float:
+    """How long the run has lasted, all its starts together."""
+    lasted: dict[float, float] = {}
+    for record in read_metrics(directory / "clock.jsonl"):
+        lasted[record["start"]] = record["time"] - record["start"]
+    return sum(lasted.values())
+
+
+def first_reaching(curve: Sequence[tuple[int, float]], goal: float, metric: str) -> int | None:
+    """The first step of a curve that is as good as `goal`; None where none is."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return next((step for step, value in curve if sign * value >= sign * goal), None)
