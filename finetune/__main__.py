@@ -1,5 +1,6 @@
 """`python -m finetune CONFIG.yaml [key=value …]`, behind `deepspeed launch/finetune.sh`."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -13,14 +14,25 @@ from runtime.signals import StopRequest
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
 
+# name → module with main(arguments), and what it is for; imported when it is asked for.
+_COMMANDS = {
+    "predict": ("predict", "what a model says of every example of a file"),
+    "transfer-report": ("report.transfer_command", "pretrained, from scratch, and TF-IDF"),
+    "intents": ("use.intents", "which questions are out of scope"),
+    "export": ("use.export", "ONNX, also with weights of 8 bits"),
+    "prune": ("use.prune", "zeros in the place of the smallest weights"),
+    "monitor": ("use.monitor", "do new texts look like the old?"),
+    "demo": ("use.demo", "a page to try a model"),
+}
 USAGE = """\
 usage: deepspeed launch/finetune.sh CONFIG.yaml [key=value …]      (or torchrun, bash, sbatch)
-       python -m finetune predict DIR INPUT [--output FILE] …      (see predict --help)
-       python -m finetune transfer-report CONFIG.yaml … (see transfer-report --help)
+       python -m finetune COMMAND --help
 
 Fine-tune a checkpoint on labelled texts, and score it. The same command again resumes an
 interrupted run. --print-config shows every key and stops; --check stops after checking the
-config, the data and the model."""
+config, the data and the model.
+
+""" + "".join(f"  {name:16} {what}\n" for name, (_, what) in _COMMANDS.items())
 
 
 @command
@@ -28,14 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     """Check the config, then train. Exit status: 0 done, 2 bad config, 1 failed, 75 stopped."""
     arguments = sys.argv[1:] if argv is None else argv
     adopt_mpi()
-    if arguments[:1] == ["predict"]:
-        from finetune.predict import main as predict
-
-        return predict(arguments[1:])
-    if arguments[:1] == ["transfer-report"]:
-        from finetune.report.transfer_command import main as transfer_report
-
-        return transfer_report(arguments[1:])
+    if arguments and arguments[0] in _COMMANDS:
+        module = importlib.import_module(f"finetune.{_COMMANDS[arguments[0]][0]}")
+        return int(module.main(arguments[1:]))
     # DeepSpeed's launcher adds --local_rank=N; the environment says the same.
     arguments = [a for a in arguments if not a.startswith("--local_rank")]
     if not {"-h", "--help", "--print-config", "--check"} & set(arguments):

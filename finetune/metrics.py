@@ -11,6 +11,7 @@ from sklearn.metrics import (
     confusion_matrix,
     f1_score,
     precision_recall_fscore_support,
+    roc_auc_score,
 )
 
 Classes = npt.NDArray[np.int64]  # (N,) class numbers
@@ -22,6 +23,12 @@ def scores(gold: Classes, predicted: Classes) -> dict[str, float]:
         "accuracy": float(accuracy_score(gold, predicted)),
         "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
     }
+
+
+def auroc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative."""
+    gold = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
+    return float(roc_auc_score(gold, np.concatenate([positive, negative])))
 
 
 def report(gold: Classes, predicted: Classes, names: Sequence[str]) -> dict[str, Any]:

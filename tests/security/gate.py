@@ -40,7 +40,12 @@ READS_PICKLES = {"model/hf/pickled.py", "runtime/deepspeed_pickles.py"}
 ALLOWS_NAMES = {"runtime/deepspeed_pickles.py"}  # with inert stand-ins, see there
 # From a fixed table of names in the same file.
 IMPORTS_BY_NAME = {
-    *("finetune/tasks/__init__.py", "launch/__main__.py", "model/__init__.py"),
+    *(
+        "finetune/__main__.py",
+        "finetune/tasks/__init__.py",
+        "launch/__main__.py",
+        "model/__init__.py",
+    ),
     "model/hf/__init__.py",
 }
 # Asks where torch builds its extensions, and builds none from a text.
