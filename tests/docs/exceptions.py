@@ -109,6 +109,9 @@ COVERED = {
     "python -m launch report runs/my-gpt --serve": Covered(
         "tests/launch/test_report_serve.py", "--serve", "runs until it is stopped"
     ),
+    "python -m finetune demo runs/my-task": Covered(
+        "tests/finetune/test_demo.py", "make_server", "runs until it is stopped"
+    ),
     "tensorboard --logdir runs/my-gpt/tensorboard": Covered(
         "tests/runtime/test_records.py", "tensorboard", "another project's server"
     ),

@@ -66,7 +66,7 @@ def test_the_reference_has_keys_bounds_units_and_entries_of_lists() -> None:
     data = (ROOT / "docs/configuration/data_prep.md").read_text(encoding="utf-8")
     assert "| `clean[rule=gopher_quality].min_words` | int, ≥ 0 | `50` |" in data
     every = markdown("finetune", FinetuneConfig)
-    assert "| `evaluate.metric` | accuracy \\| macro_f1 | `accuracy` |" in every
+    assert "| `precision` | auto \\| fp32 \\| bf16 | `auto` |" in every
 
 
 def test_the_two_readmes_are_alike() -> None:
