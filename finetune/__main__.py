@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime import outcome
 from runtime.errors import EXIT_OK, command, leave
@@ -13,6 +13,7 @@ from runtime.signals import StopRequest
 
 if TYPE_CHECKING:
     from finetune.config import FinetuneConfig
+    from finetune.multitask.config import MultitaskConfig
 
 # name → module with main(arguments), and what it is for; imported when it is asked for.
 _COMMANDS = {
@@ -26,11 +27,12 @@ _COMMANDS = {
 }
 USAGE = """\
 usage: deepspeed launch/finetune.sh CONFIG.yaml [key=value …]      (or torchrun, bash, sbatch)
+       deepspeed launch/finetune.sh multitask CONFIG.yaml [key=value …]
        python -m finetune COMMAND --help
 
-Fine-tune a checkpoint on labelled texts, and score it. The same command again resumes an
-interrupted run. --print-config shows every key and stops; --check stops after checking the
-config, the data and the model.
+Fine-tune a checkpoint on labelled texts, and score it; multitask: on several tasks over one trunk.
+The same command again resumes an interrupted run. --print-config shows every key and stops; --check
+stops after checking the config, the data and the model.
 
 """ + "".join(f"  {name:16} {what}\n" for name, (_, what) in _COMMANDS.items())
 
@@ -49,16 +51,22 @@ def main(argv: list[str] | None = None) -> int:
         StopRequest(raises=True)  # the imports and checks below take a while
         outcome.tell()
     from finetune.config import FinetuneConfig, check
+    from finetune.multitask.config import MultitaskConfig, check_all
     from runtime.config import load, print_help, to_yaml
 
+    is_several = arguments[:1] == ["multitask"]
+    schema: type[FinetuneConfig | MultitaskConfig] = FinetuneConfig
+    if is_several:
+        arguments, schema = arguments[1:], MultitaskConfig
     if {"-h", "--help"} & set(arguments):
-        print_help(USAGE, FinetuneConfig)
+        print_help(USAGE, schema)
         return EXIT_OK
     flags = {a for a in arguments if a in ("--print-config", "--check")}
     path = _only_file([a for a in arguments if "=" not in a and a not in flags])
     overrides = [a for a in arguments if "=" in a]
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    config = load(FinetuneConfig, path, overrides, lambda c: check(c, world_size))
+    judge: Any = check_all if is_several else check
+    config = load(schema, path, overrides, lambda c: judge(c, world_size))
     if flags:
         print(to_yaml(config) if "--print-config" in flags else f"{path}: good")
         return EXIT_OK
@@ -77,14 +85,21 @@ def _only_file(files: list[str]) -> Path:
     return Path(files[0])
 
 
-def _train(config: "FinetuneConfig") -> int:
+def _train(config: "FinetuneConfig | MultitaskConfig") -> int:
     os.umask(0o077)  # runs are private to their user
-    from finetune.train import train
+    from finetune.config import FinetuneConfig
+    from finetune.train import ONE, SEVERAL, train
     from runtime import dist, provenance
     from runtime.watchdog import Watchdog
 
-    health, data = config.health, config.data
-    files = [Path(name) for name in (data.train, data.dev, data.test) if name]
+    health, is_one = config.health, isinstance(config, FinetuneConfig)
+    parts = [config] if isinstance(config, FinetuneConfig) else list(config.members.values())
+    files = [
+        Path(name)
+        for part in parts
+        for name in (part.data.train, part.data.dev, part.data.test)
+        if name
+    ]
     stop = StopRequest()  # from here on there may be something to save
     ranks = dist.init(
         config.run.device,
@@ -100,7 +115,7 @@ def _train(config: "FinetuneConfig") -> int:
             start_timeout_s=health.start_timeout_s,
             hang_timeout_s=health.hang_timeout_s,
         ) as watchdog:
-            return train(config, ranks, watchdog)
+            return train(config, ranks, watchdog, ONE if is_one else SEVERAL)
     finally:
         dist.shutdown()
 

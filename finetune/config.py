@@ -248,7 +248,7 @@ def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
         *_check_model(config),
         *check_run_dir(config.run_dir),
         *check_log(config.log),
-        *_check_resume(config),
+        *check_resume(config),
     ]
 
 
@@ -293,8 +293,11 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
     yield from check_transfer(config.transfer, shape, task_of(config.task).head)
 
 
-def _check_resume(config: FinetuneConfig) -> Iterator[Problem]:
-    """Refuse to go on with a run under settings that its first part was not trained with."""
+def check_resume(config: Any) -> Iterator[Problem]:
+    """Refuse to go on with a run under settings that its first part was not trained with.
+
+    config: of any kind, with a run_dir.
+    """
     committed = list_checkpoints(config.run_dir / "checkpoints")
     if not committed:
         return

@@ -28,6 +28,7 @@ from finetune.tasks import task_of
 from finetune.tasks.base import LOWER_IS_BETTER, Encoded, Task
 from finetune.tokenizer import TextTokenizer
 from finetune.transfer.layers import parameter_groups, prepare
+from model.heads import Model
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, verify
 from runtime.checkpoint.format import MANIFEST
@@ -71,6 +72,11 @@ class Session:
     def best(self) -> Path:
         """Where the best model lies."""
         return self.config.run_dir / BEST
+
+    @property
+    def net(self) -> Model:
+        """The model that is scored."""
+        return self.replicas.module
 
     @property
     def purpose(self) -> checkpoint.Purpose:
@@ -127,7 +133,7 @@ class Session:
         config, metric = self.config, self.config.metric
         batch_size = config.micro_batch_size(self.ranks.world_size)
         found = outputs(
-            self.replicas.module,
+            self.net,
             self.task,
             self.dev,
             self.ranks,
@@ -158,7 +164,7 @@ class Session:
             score = {"step": self.step, "metric": self.config.metric, "value": value}
             checkpoint.publish_best(
                 self.best,
-                self.replicas.module,
+                self.net,
                 self.tokenizer,
                 self.purpose,
                 {**score, "dev_score": self.best_score},
@@ -174,7 +180,7 @@ class Session:
             "best_score": self.best_score if self.best_step else None,
             "best_step": self.best_step,
             "without_best": self.without_best,
-            "data": _fingerprints(self.train, self.dev),
+            "data": fingerprints(self.train, self.dev),
             "config": self.config.model_dump(mode="json"),
             "versions": provenance.versions(),
             "world_size": self.ranks.world_size,
@@ -208,7 +214,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
     prepare_run_directory(config.run_dir)
     resumed = newest_checkpoint(config.run_dir / "checkpoints", ranks)
-    source = resumed.path if resumed else _initial_model(Path(config.model), ranks)
+    source = resumed.path if resumed else initial_model(Path(config.model), ranks)
     task = task_of(config.task)
     net, labels, notes = load_model(
         source, task, sets.labels, config, is_resumed=resumed is not None
@@ -239,7 +245,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     if resumed is not None:
         _restore(session, resumed)
     describe_run(config.run_dir, config)
-    dist.together(partial(_tidy, session), only_main=True)
+    dist.together(partial(tidy, session), only_main=True)
     if ranks.is_main:
         session.log = MetricsLog(
             config.run_dir,
@@ -255,7 +261,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     return session
 
 
-def _tidy(session: Session) -> None:
+def tidy(session: Session) -> None:
     """Put away what an earlier run, or an unfinished publication, left in the directory."""
     checkpoint.recover_best(session.best)
     if session.step == 0 and session.best.exists():
@@ -268,7 +274,7 @@ def _tidy(session: Session) -> None:
             (session.config.run_dir / name).unlink(missing_ok=True)
 
 
-def _initial_model(path: Path, ranks: Ranks) -> Path:
+def initial_model(path: Path, ranks: Ranks) -> Path:
     """The model directory to start from; of a run its newest checkpoint that verifies."""
     directory = model_directory(path)
     if directory in (path, path / BEST):
@@ -285,7 +291,8 @@ def _verified(directory: Path) -> None:
         raise UserError(problems[0])
 
 
-def _fingerprints(train: Encoded, dev: Encoded) -> dict[str, str]:
+def fingerprints(train: Encoded, dev: Encoded) -> dict[str, str]:
+    """Hashes of what a run is trained and chosen by, which a resumed one must have too."""
     return {"train": train.fingerprint(), "dev": dev.fingerprint()}
 
 
@@ -295,7 +302,7 @@ def _restore(session: Session, resumed: CheckpointInfo) -> None:
     state = TrainingState(resumed.path)
     with understood(resumed.path):
         stored = state.values["data"]
-        for name, value in _fingerprints(session.train, session.dev).items():
+        for name, value in fingerprints(session.train, session.dev).items():
             if stored[name] != value:
                 raise UserError(
                     f"data.{name}: its texts or labels are not those that {resumed.path} was "

@@ -1,7 +1,13 @@
 """The fine-tuning loop."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from finetune.config import FinetuneConfig
 from finetune.devices import StepResult
+from finetune.multitask import results as multitask_results
+from finetune.multitask import session as multitask_session
+from finetune.multitask.config import MultitaskConfig
 from finetune.results import is_reported, write_results
 from finetune.session import Session, start
 from finetune.transfer.layers import unfreeze
@@ -15,15 +21,33 @@ from runtime.seed import seed_step
 from runtime.signals import StopRequest
 from runtime.watchdog import Watchdog
 
+Running = Session | multitask_session.JointSession
 
-def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
+
+class Way(NamedTuple):
+    """How a run is built, and what is done at its end."""
+
+    start: Callable[[Any, Ranks, Callable[[], None]], Running]
+    is_reported: Callable[[Any], bool]
+    write_results: Callable[[Any], None]
+
+
+ONE = Way(start, is_reported, write_results)
+SEVERAL = Way(
+    multitask_session.start, multitask_results.is_reported, multitask_results.write_results
+)
+
+
+def train(
+    config: FinetuneConfig | MultitaskConfig, ranks: Ranks, watchdog: Watchdog, way: Way = ONE
+) -> int:
     """Train, choose the best model by the dev set and score it; returns the exit status.
 
     Ends after the last step, when patience is at its end, or when asked to stop. Collective.
     """
     stop = StopRequest()
-    session = start(config, ranks, beat=watchdog.pulse)
-    if session.is_finished and is_reported(session):
+    session = way.start(config, ranks, watchdog.pulse)
+    if session.is_finished and way.is_reported(session):
         session.progress.say(f"already finished: see {config.run_dir / 'report.json'}")
         return EXIT_OK
     total = session.total_steps
@@ -62,7 +86,7 @@ def train(config: FinetuneConfig, ranks: Ranks, watchdog: Watchdog) -> int:
     watchdog.beat("save")
     session.saver.wait()
     if session.is_finished:
-        write_results(session)
+        way.write_results(session)
     if session.log is not None:
         session.log.close()
     stop.restore()
@@ -79,7 +103,7 @@ def _is_due(step: int, every_steps: int) -> bool:
     return every_steps > 0 and step % every_steps == 0
 
 
-def _refuse_divergence(session: Session, result: StepResult) -> None:
+def _refuse_divergence(session: Running, result: StepResult) -> None:
     """Stop before numbers that are none reach a checkpoint. Every rank sees the same result."""
     if not (abs(result.loss) < float("inf") and result.grad_norm < float("inf")):
         raise UserError(
@@ -89,7 +113,7 @@ def _refuse_divergence(session: Session, result: StepResult) -> None:
         )
 
 
-def _log_step(session: Session, result: StepResult, lr: float, tokens_per_second: float) -> None:
+def _log_step(session: Running, result: StepResult, lr: float, tokens_per_second: float) -> None:
     session.record(
         loss=result.loss,
         lr=lr,

@@ -1,0 +1,1 @@
+"""Several tasks over one trunk: `python -m finetune multitask CONFIG.yaml`."""
