@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # name → module with main(arguments), and what it is for; imported when it is asked for.
 _COMMANDS = {
     "predict": ("predict", "what a model says of every example of a file"),
+    "report": ("report.run_command", "what a finished run has learned, as a page"),
     "transfer-report": ("report.transfer_command", "pretrained, from scratch, and TF-IDF"),
     "intents": ("use.intents", "which questions are out of scope"),
     "export": ("use.export", "ONNX, also with weights of 8 bits"),

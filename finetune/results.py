@@ -8,6 +8,7 @@ import orjson
 from finetune.checkpoint import best_score
 from finetune.evaluate import outputs
 from finetune.models import open_model
+from finetune.report.run_command import write_report
 from finetune.session import Session
 from finetune.tasks.base import Encoded, Outputs, seen_in
 from runtime import dist
@@ -34,7 +35,7 @@ def _scored(session: Session) -> tuple[str, Encoded]:
 
 
 def write_results(session: Session) -> None:
-    """Score the best model on test (else dev): predictions.jsonl, report.json, a table. Collective.
+    """Score the best model on test (else dev): predictions.jsonl, reports, a table. Collective.
 
     The model is read back from its directory, so the scores are those of the files.
     """
@@ -70,7 +71,7 @@ def write_results(session: Session) -> None:
         say(f"warning: {report['seen_in_train']} of these texts are in the training set too")
     if data.truncated:
         say(f"warning: {data.truncated} of these texts were cut at {tokenizer.max_length} tokens")
-    say(f"best model {session.best}; scores {session.config.run_dir / 'report.json'}")
+    say(f"best model {session.best}; scores {session.config.run_dir / 'report.html'}")
 
 
 def _by_leak(
@@ -94,6 +95,7 @@ def _write(session: Session, data: Encoded, found: Outputs, report: dict[str, An
     lines = [orjson.dumps({"index": i, **row}) + b"\n" for i, row in enumerate(rows)]
     _replace(run_dir / "predictions.jsonl", b"".join(lines))
     _replace(run_dir / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    write_report(run_dir, [example.text for example in data.examples])
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -41,7 +41,7 @@ from runtime.progress import Progress
 from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
 from runtime.sinks import Histogram, open_sinks
 
-_RESULTS = ("report.json", "predictions.jsonl")
+_RESULTS = ("report.json", "report.html", "report.md", "predictions.jsonl")
 
 
 @dataclass

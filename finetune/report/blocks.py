@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from finetune.report.style import STYLE
 from runtime.errors import UserError
 
+_LONG = 40  # characters of a cell that needs room for sentences
+
 
 class Heading(NamedTuple):
     """A heading; level 1 is the page's."""
@@ -70,7 +72,13 @@ class Folded(NamedTuple):
     blocks: Sequence[Any]
 
 
-Block = Heading | Paragraph | Items | Facts | Table | Figure | Figures | Folded
+class Code(NamedTuple):
+    """Text that keeps its lines."""
+
+    text: str
+
+
+Block = Code | Heading | Paragraph | Items | Facts | Table | Figure | Figures | Folded
 
 
 def write(path: Path, text: str) -> None:
@@ -114,6 +122,8 @@ def _block(block: Block) -> str:
         case Facts(pairs):
             tiles = (f"<div><dt>{_escaped(k)}</dt><dd>{_escaped(v)}</dd></div>" for k, v in pairs)
             return f"<dl>{''.join(tiles)}</dl>"
+        case Code(text):
+            return f"<pre>{_escaped(text)}</pre>"
         case Table():
             return _table(block)
         case Figure():
@@ -141,7 +151,8 @@ def _table(table: Table) -> str:
 
 
 def _cell(tag: str, number: int, text: str, texts: int) -> str:
-    kind = ' class="text"' if number < texts else ""
+    kind = ' class="text long"' if len(text) > _LONG else ' class="text"'
+    kind = kind if number < texts else ""
     return f"<{tag}{kind}>{_escaped(text)}</{tag}>"
 
 
@@ -186,6 +197,8 @@ def _markdown(block: Block) -> str:
             rule = ["---" if n < texts else "--:" for n in range(len(header))]
             lines = [_row(header), "|" + "|".join(rule) + "|", *map(_row, rows)]
             return "\n".join([*([_plain(caption), ""] if caption else []), *lines])
+        case Code(text):
+            return f"~~~~\n{text.replace('~~~~', '~ ~ ~ ~').rstrip()}\n~~~~"
         case Figure() | Figures():
             return ""
         case Folded(title, inner):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from finetune.report.style import COLOURS
 
 WIDTH, HEIGHT = 380, 230  # as wide as a telephone: text keeps its size there
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
 Point = tuple[float, float]
 
 
@@ -125,10 +125,14 @@ def text(x: float, y: float, content: str, *, anchor: str = "start", kind: str =
 
 
 def short(value: float) -> str:
-    """A number for a narrow place: 12k, 0.25, 3e-05."""
-    if abs(value) >= 1e6:
+    """A number for a narrow place: 12k, 0.25, 3e-5."""
+    size = abs(value)
+    if 0 < size < 1e-3:
+        digits, _, power = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(power)}"
+    if size >= 1e6:
         return f"{value / 1e6:.3g}M"
-    return f"{value / 1e3:.3g}k" if abs(value) >= 1e4 else f"{value:.3g}"
+    return f"{value / 1e3:.3g}k" if size >= 1e4 else f"{value:.3g}"
 
 
 def _svg(content: str, width: float = WIDTH, height: float = HEIGHT) -> str:

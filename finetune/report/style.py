@@ -32,8 +32,10 @@ dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; font-variant-numeric:
 figure { margin: 1rem 0; min-width: 0; max-width: 32rem; } .charts figure { margin: 0; }
 figure.wide { max-width: none; }
 figcaption { font-weight: 600; font-size: .95rem; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
-svg .own-size { width: auto; } svg path { fill: none; vector-effect: non-scaling-stroke; }
+svg { display: block; } svg:not(.natural) { width: 100%; height: auto; max-width: 40rem; }
+pre { background: var(--card); border-radius: .5rem; padding: .75rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; font-size: .85rem; } svg text { fill: var(--soft); font-size: 12px; }
+svg path { fill: none; vector-effect: non-scaling-stroke; }
 svg .grid { stroke: var(--grid); } svg .frame { stroke: var(--line); }
 svg .line { stroke-width: 2; stroke-linejoin: round; } svg .flat { stroke-dasharray: 6 4; }
 svg .ideal { stroke: var(--soft); stroke-dasharray: 3 3; } svg .band { fill-opacity: .18; }
@@ -50,7 +52,9 @@ th, td { padding: .25rem .65rem; border-bottom: 1px solid var(--grid); text-alig
   vertical-align: top; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; } tbody th { font-weight: 500; }
 th.text, td.text { text-align: left; white-space: normal; overflow-wrap: break-word;
-  min-width: 6rem; max-width: 38rem; }
+  max-width: 38rem; } td.long, th.long { min-width: 15rem; }
+@media (max-width: 500px) { th.text, td.text { overflow-wrap: anywhere; min-width: 6.5rem;
+  max-width: 9rem; } td.long { min-width: 13rem; max-width: none; } }
 summary { cursor: pointer; padding: .4rem 0; font-weight: 600; }
 """
 _COLOUR = """\

@@ -116,7 +116,7 @@ def of_report(report: dict[str, Any], config: FinetuneConfig) -> Result:
         "examples": report["examples"],
         "seen_in_train": report["seen_in_train"],
         "classes": {
-            name: float(row["f1-score"])
+            name: float(row.get("f1-score", row.get("f1")))
             for name, row in report.get("classes", {}).items()
             if row["support"]
         },

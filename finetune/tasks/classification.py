@@ -94,7 +94,8 @@ class Classification(Task):
         from finetune import metrics
 
         whole = metrics.report(data.labels, _best(outputs), labels)
-        return {**self.scores(data, outputs, labels), **whole}
+        macro_f1 = whole["macro avg"]["f1-score"]
+        return {"loss": _loss(data, outputs), "macro_f1": macro_f1, **whole}
 
     def report_text(self, data: Encoded, outputs: Outputs, labels: Sequence[str]) -> str:
         """Return the same as a table for people, of the classes that occur."""

@@ -61,7 +61,7 @@ def test_a_learnable_task_is_learned(tmp_path):
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         *("best", "checkpoints", "clock.jsonl", "config.yaml", "health", "metrics.jsonl"),
-        *(".lock", "predictions.jsonl", "report.json", "versions.json"),
+        *(".lock", "predictions.jsonl", "report.html", "report.json", "report.md", "versions.json"),
     }
 
 
