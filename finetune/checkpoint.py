@@ -45,7 +45,7 @@ def write_model(
     dtype = next(iter(parameters.values())).dtype
     files = ModelFiles(net.config, net.head, dtype, tokenizer_dir=tokenizer.directory)
     files.write(directory, parameters, create)
-    tokenizer.write_settings(directory)
+    tokenizer.write_settings(directory, purpose.task.tokenizer_settings(tokenizer))
     write_task(directory, *purpose)
 
 

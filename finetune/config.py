@@ -290,7 +290,9 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
             f"{config.task.max_length} is more than the model's {shape.max_seq_len} positions; "
             f"write {shape.max_seq_len} or less",
         )
-    yield from check_transfer(config.transfer, shape, task_of(config.task).head)
+    task = task_of(config.task)
+    yield from (Problem("task.kind", text) for text in task.check_model(shape, tokenizer))
+    yield from check_transfer(config.transfer, shape, task.head_of(shape))
 
 
 def check_resume(config: Any) -> Iterator[Problem]:

@@ -55,7 +55,8 @@ def load_model(
         settings = task.head_settings(names)
         if config.robust.dropout is not None:
             settings["dropout"] = config.robust.dropout
-        net = load_pretrained(source, head=task.head, **settings).float()
+        head = task.head_of(read_config(source))
+        net = load_pretrained(source, head=head, **settings).float()
     except CheckpointError as error:
         raise UserError(str(error), status=EXIT_BAD_INPUT) from error
     if not is_same:
@@ -70,7 +71,8 @@ def load_model(
                 status=EXIT_BAD_INPUT,
             )
         return Loaded(net, names, [])
-    kind = "drawn anew" if is_new else "taken from the checkpoint, which has the same classes"
+    same = ", which has the same classes" if labels else ""
+    kind = "drawn anew" if is_new else f"taken from the checkpoint{same}"
     return Loaded(net, names, [f"model {source}; its head is {kind}"])
 
 
@@ -82,7 +84,7 @@ def open_model(directory: Path) -> Opened:
     keys, labels = _read_task(directory)
     task = task_of(keys)
     try:
-        net = load_pretrained(directory, head=task.head)
+        net = load_pretrained(directory, head=task.head_of(read_config(directory)))
     except CheckpointError as error:
         raise UserError(str(error), status=EXIT_BAD_INPUT) from error
     if net.newly_initialised:

@@ -107,7 +107,9 @@ def _predict(
         data = task.encode(chunk, labels, tokenizer)
         found: Outputs = [np.empty(0)] * len(data)
         for piece in pieces(longest_first(np.arange(len(data)), data.lengths), options.batch_size):
-            rows = infer(net, task, data, piece, device, tokenizer.pad_id)
+            rows = task.answer(net, data, piece, tokenizer)
+            if rows is None:
+                rows = infer(net, task, data, piece, device, tokenizer.pad_id)
             for index, row in zip(piece.tolist(), rows, strict=True):
                 found[index] = row
         answers = task.predictions(data, found, labels)

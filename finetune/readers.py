@@ -26,15 +26,19 @@ class Record(NamedTuple):
     problem: str | None = None
 
 
-def read_records(path: Path, keys: Sequence[str]) -> Iterator[Record]:
+def read_records(path: Path, keys: Sequence[str], also: Sequence[str] = ()) -> Iterator[Record]:
     """Stream a file's records with the values of `keys`; wrong records come with a problem.
 
+    also: keys whose values are taken where a record, or the table, has them.
     A TSV line is split at its tabs and nothing else: quotes in it are text. Raises UserError where
     the file as a whole can't be read.
     """
     kind = _kind(path)
     with _opened(path) as stream:
-        yield from _jsonl(stream, keys) if kind == "jsonl" else _table(path, stream, kind, keys)
+        if kind == "jsonl":
+            yield from _jsonl(stream, keys, also)
+        else:
+            yield from _table(path, stream, kind, keys, also)
 
 
 def _kind(path: Path) -> str:
@@ -63,7 +67,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise _unreadable(path, reason or str(error)) from error
 
 
-def _jsonl(stream: IO[bytes], keys: Sequence[str]) -> Iterator[Record]:
+def _jsonl(stream: IO[bytes], keys: Sequence[str], also: Sequence[str]) -> Iterator[Record]:
     for line, data in enumerate(stream, start=1):
         if line == 1:
             data = data.removeprefix(b"\xef\xbb\xbf")
@@ -78,10 +82,13 @@ def _jsonl(stream: IO[bytes], keys: Sequence[str]) -> Iterator[Record]:
             yield Record(line, {}, f"expected a JSON object, got {type(record).__name__}")
             continue
         problem = next((_missing("key", k, list(record)) for k in keys if k not in record), None)
-        yield Record(line, {} if problem else {k: record[k] for k in keys}, problem)
+        wanted = [*keys, *(name for name in also if name in record)]
+        yield Record(line, {} if problem else {k: record[k] for k in wanted}, problem)
 
 
-def _table(path: Path, stream: IO[bytes], kind: str, keys: Sequence[str]) -> Iterator[Record]:
+def _table(
+    path: Path, stream: IO[bytes], kind: str, keys: Sequence[str], also: Sequence[str]
+) -> Iterator[Record]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     if kind == "csv":
@@ -94,10 +101,11 @@ def _table(path: Path, stream: IO[bytes], kind: str, keys: Sequence[str]) -> Ite
         if missing:
             yield from (Record(1, {}, problem) for problem in missing)
             return
-        at = {key: header.index(key) for key in keys}
+        wanted = [*keys, *(name for name in also if name in header)]
+        at = {key: header.index(key) for key in wanted}
         for row in rows:
             if len(row) == len(header):
-                yield Record(rows.line_num, {key: row[at[key]] for key in keys})
+                yield Record(rows.line_num, {key: row[at[key]] for key in wanted})
             elif row:  # a blank line is none
                 problem = f"{len(row)} columns, expected the header's {len(header)}"
                 yield Record(rows.line_num, {}, problem)

@@ -109,7 +109,8 @@ class Session:
         A rank that has none gets one that counts nothing.
         """
         plan, ranks = self.plan, self.ranks
-        total = self.train.counts(plan.batch(self.step))
+        # Where every label of a step was cut off, nothing is learned from it.
+        total = max(1, self.train.counts(plan.batch(self.step)))
         own = plan.micro_batches(self.step, ranks.rank, ranks.world_size)
         if own:
             return [self._batch(indices) for indices in own], total
@@ -118,7 +119,7 @@ class Session:
 
     def _batch(self, indices: Indices) -> Counted:
         pad_id = self.tokenizer.pad_id
-        arrays = self.train.batch(indices, pad_id)
+        arrays = self.train.batch(indices, pad_id, self.step)
         if self.noise is not None:
             arrays = self.noise.batch(arrays, indices, self.step, pad_id)
         return to_device(arrays, self.ranks.device), self.train.counts(indices)

@@ -1,6 +1,6 @@
 """The checkpoint's tokenizer as a classifier uses it: truncating, padding, one text per row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class TextTokenizer:
         self.mask_id = next(self._named("mask_token"), None)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.pad_id = self._find_pad(config)
+        self.shape = config
         self.max_length = max_length or min(
             config.max_seq_len, int(self._settings.get("model_max_length", config.max_seq_len))
         )
@@ -69,8 +70,61 @@ class TextTokenizer:
             truncated += cut
         return rows, truncated
 
-    def write_settings(self, directory: Path) -> None:
-        """Let `AutoTokenizer` in a saved directory do exactly what `encode` does."""
+    @property
+    def eos_ids(self) -> list[int]:
+        """The tokens that end a text: the model's, then the tokenizer's own."""
+        found = [*self.shape.eos_token_ids, *self._named("eos_token")]
+        return [i for i in dict.fromkeys(found) if i in self.special_ids]
+
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that `encode` puts before a text, and after it."""
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        ids = self._tokenizer.encode("a").ids
+        at = next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
+        return ids[:at], ids[at + len(plain) :]
+
+    @property
+    def start(self) -> str | None:
+        """The begin-of-text token, where `encode` puts one before a text."""
+        before, _ = self.around
+        begins = before and before[0] in (self.shape.bos_token_id, *self._named("bos_token"))
+        return self.token(before[0]) if begins else None
+
+    def token(self, token_id: int) -> str | None:
+        """The text of a token."""
+        found: str | None = self._tokenizer.id_to_token(token_id)
+        return found
+
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token; None where this is none."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id if token_id in self.special_ids else None
+
+    def setting(self, name: str) -> Any:
+        """A key of tokenizer_config.json; None where it is not there."""
+        return self._settings.get(name)
+
+    def encode_part(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of a part of a text, without special ones, however many; where each one ends.
+
+        The ends are in characters.
+        """
+        self._tokenizer.no_truncation()
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        self._tokenizer.enable_truncation(self.max_length)
+        return encoding.ids, [end for _, end in encoding.offsets]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        text: str = self._tokenizer.decode(list(ids))
+        return text
+
+    def write_settings(self, directory: Path, extra: Mapping[str, Any] | None = None) -> None:
+        """Let `AutoTokenizer` in a saved directory do exactly what `encode` does.
+
+        extra: settings of a task that go before these.
+        """
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **self._settings,
@@ -79,7 +133,11 @@ class TextTokenizer:
             "padding_side": "right",
             "truncation_side": "right",
             "split_special_tokens": True,
+            **(extra or {}),
         }
+        if extra and "chat_template" in extra:
+            # Copied from the checkpoint, and read before the settings.
+            (directory / "chat_template.jinja").unlink(missing_ok=True)
         (directory / SETTINGS).write_bytes(orjson.dumps(settings, option=orjson.OPT_INDENT_2))
 
     def _find_pad(self, config: ModelConfig) -> int:

@@ -119,7 +119,7 @@ class CausalLM(LanguageModel):
         targets: (B, T) next tokens, already aligned with the inputs, -100 not predicted; then the
         logits are None, and are never held in memory where the fused kernel runs.
         rows: (N,) int64, where in the flattened targets those to predict are; without it the loss
-        goes over all of them.
+        goes over all of them. Without targets or labels: the places whose logits (N, V) are wanted.
         The loss is an fp32 mean over the predicted tokens. The rest as in `Transformer.forward`.
         """
         if labels is not None and targets is not None:
@@ -135,7 +135,7 @@ class CausalLM(LanguageModel):
         )
         if targets is not None:
             return self._score(*_pick(hidden, targets, rows))
-        logits = self._logits(hidden)
+        logits = self._logits(hidden if rows is None else hidden.flatten(0, 1)[rows])
         if labels is None:
             return Output(logits)
         shifted = F.pad(
@@ -191,7 +191,8 @@ class MaskedModel(LanguageModel):
                 rows = (targets.flatten() != IGNORE_INDEX).nonzero()[:, 0]
             picked, wanted = _pick(hidden, targets, rows)
             return self._score(self.transform(picked), wanted)
-        logits = self._logits(self.transform(hidden))
+        picked = hidden if rows is None else hidden.flatten(0, 1)[rows]
+        logits = self._logits(self.transform(picked))
         loss = None if labels is None else cross_entropy(logits, labels)
         return Output(logits, loss, loss)
 
@@ -217,7 +218,7 @@ class MaskedLM(MaskedModel):
 
         labels, targets: (B, T) the masked tokens, -100 not predicted. With targets the head is
         computed on the predicted tokens only: `rows` (N,), where they are in the flattened targets,
-        saves a GPU the wait for their number.
+        saves a GPU the wait for their number. Rows without targets or labels: logits (N, V) there.
         The loss is an fp32 mean over the predicted tokens. The rest as in `Transformer.forward`.
         """
         hidden = self.trunk(

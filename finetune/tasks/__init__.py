@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 # kind → module and class; imported when one is asked for.
 _TASKS = {
     "classification": ("classification", "Classification"),
+    "instruct": ("instruct", "Instruct"),
 }
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
+from model.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,8 +92,10 @@ class Encoded:
             return sum(int((self._row(self.labels, i) != IGNORE_INDEX).sum()) for i in indices)
         return len(indices)
 
-    def batch(self, indices: Indices, pad_id: int) -> Arrays:
+    def batch(self, indices: Indices, pad_id: int, step: int | None = None) -> Arrays:
         """Make the model's arguments for these items.
+
+        step: of training, where what is asked changes from step to step; None = in evaluation.
 
         input_ids and attention_mask (B, T), or (B, rows_per_item, T), T being the longest row of
         these; token_type_ids alike where there are segments; labels (B, …) or (B, T).
@@ -197,6 +200,22 @@ class Task(ABC):
         """What the head's shape needs, as keys of ModelConfig: num_labels, id2label, …."""
         return {"num_labels": len(labels), "id2label": dict(enumerate(labels))} if labels else {}
 
+    def head_of(self, shape: ModelConfig) -> str:
+        """The head for a model of this shape."""
+        return self.head
+
+    def check_model(self, shape: ModelConfig, tokenizer: TextTokenizer) -> Iterator[str]:
+        """What is wrong with a model for this task; by default, that it can't have the head."""
+        if self.head_of(shape) not in shape.heads:
+            yield (
+                f"a {shape.family} model has no head {self.head_of(shape)!r}, which task.kind: "
+                f"{self.kind} needs; take another model"
+            )
+
+    def tokenizer_settings(self, tokenizer: TextTokenizer) -> dict[str, Any]:
+        """Keys of tokenizer_config.json that a saved model has beside its own."""
+        return {}
+
     @abstractmethod
     def encode(
         self, examples: Sequence[Any], labels: Sequence[str], tokenizer: TextTokenizer
@@ -216,6 +235,12 @@ class Task(ABC):
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         return self.reduce(net(**inputs).logits, batch)
+
+    def answer(
+        self, net: Any, data: Encoded, indices: Indices, tokenizer: TextTokenizer
+    ) -> Outputs | None:
+        """What `predictions` reads of items without labels; None: the same as `infer`'s."""
+        return None
 
     @abstractmethod
     def reduce(self, logits: "Tensor", batch: Mapping[str, "Tensor"]) -> Outputs:
