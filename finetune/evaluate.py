@@ -11,6 +11,7 @@ import torch
 from finetune.batches import Indices, longest_first, pieces
 from finetune.devices import to_device
 from finetune.tasks.base import Encoded, Outputs, Task
+from finetune.tokenizer import TextTokenizer
 from model.heads import Model
 from runtime import dist
 from runtime.dist import Ranks
@@ -60,6 +61,21 @@ def infer(
     batch = to_device(data.batch(indices, pad_id), device)
     with torch.inference_mode():
         return task.infer(net, batch)
+
+
+def answers(
+    net: Model,
+    task: Task,
+    data: Encoded,
+    indices: Indices,
+    tokenizer: TextTokenizer,
+    device: torch.device,
+) -> Outputs:
+    """What the task keeps of these items to answer them, one batch."""
+    found = task.answer(net, data, indices, tokenizer)
+    if found is None:
+        return infer(net, task, data, indices, device, tokenizer.pad_id)
+    return found
 
 
 def _exchange(indices: Indices, rows: Outputs) -> list[tuple[list[int], Outputs]]:

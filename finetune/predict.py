@@ -91,7 +91,7 @@ def _predict(
 ) -> int:
     """Write a row per example, in their order; returns how many were cut."""
     from finetune.batches import longest_first, pieces
-    from finetune.evaluate import infer
+    from finetune.evaluate import answers
     from finetune.models import open_model
     from runtime.dist import resolve_device
 
@@ -107,13 +107,11 @@ def _predict(
         data = task.encode(chunk, labels, tokenizer)
         found: Outputs = [np.empty(0)] * len(data)
         for piece in pieces(longest_first(np.arange(len(data)), data.lengths), options.batch_size):
-            rows = task.answer(net, data, piece, tokenizer)
-            if rows is None:
-                rows = infer(net, task, data, piece, device, tokenizer.pad_id)
+            rows = answers(net, task, data, piece, tokenizer, device)
             for index, row in zip(piece.tolist(), rows, strict=True):
                 found[index] = row
-        answers = task.predictions(data, found, labels)
-        for index, (example, answer) in enumerate(zip(chunk, answers, strict=True), start=done):
+        said = task.predictions(data, found, labels)
+        for index, (example, answer) in enumerate(zip(chunk, said, strict=True), start=done):
             write({"index": index, **amend(example.text, answer)})
         done, cut = done + len(chunk), cut + data.truncated
         save(Progress(done, cut))

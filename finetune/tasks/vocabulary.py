@@ -118,7 +118,7 @@ class VocabularyTask(Task):
         """Yield the scores of each example; `predicted`: its loss, None where nothing counted."""
         sums = np.zeros((len(data.examples), 3))
         np.add.at(sums, self.owners(data), np.stack(outputs))
-        for loss, correct, count in sums:
+        for loss, correct, count in sums.tolist():
             yield {
                 "predicted": loss / count if count else None,
                 "token_accuracy": correct / count if count else None,

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from finetune.config import model_directory
-from finetune.evaluate import infer
+from finetune.evaluate import answers
 from finetune.models import Opened, open_model
 from finetune.use.page import page
 from finetune.use.typed import fields, typed_example
@@ -53,8 +53,8 @@ class Answers:
             data = task.encode([example], labels, self._opened.tokenizer)
             indices = np.arange(len(data))
             device = next(self._opened.net.parameters()).device
-            pad_id = self._opened.tokenizer.pad_id
-            found = infer(self._opened.net, task, data, indices, device, pad_id)
+            tokenizer = self._opened.tokenizer
+            found = answers(self._opened.net, task, data, indices, tokenizer, device)
             return next(iter(task.predictions(data, found, labels)))
 
 

@@ -9,7 +9,7 @@ import orjson
 from finetune.tasks.base import Problem, Task
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
-_FIELDS = {"span": ("question", "context"), "instruct": ("prompt",)}
+_FIELDS = {"span": ("question", "context")}
 
 
 def fields(task: Task) -> list[str]:
@@ -17,6 +17,8 @@ def fields(task: Task) -> list[str]:
     keys = task.keys
     if keys.kind in _FIELDS:
         return list(_FIELDS[keys.kind])
+    if keys.kind == "instruct":
+        return [keys.prompt_key]
     return [keys.text_key] + ([keys.pair_key] if keys.pair_key else [])
 
 

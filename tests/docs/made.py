@@ -60,6 +60,10 @@ def write_files(folder: Path) -> None:
             _write(data / f"{name}/{split}.jsonl.gz", labelled[::step])
     for split, step in (("train", 1), ("dev", 21), ("test", 31)):
         _write(data / f"reviews.{split}.jsonl", labelled[::step])
+    sums = [{"question": f"{n} and {n}?", "answer": f"#### {2 * n}"} for n in range(60)]
+    (data / "gsm8k").mkdir()
+    _write(data / "gsm8k/train.jsonl.gz", sums)
+    _write(data / "gsm8k/test.jsonl.gz", sums[:8])
     (folder / "hosts.txt").write_text("node1 slots=8\nnode2 slots=8\n")
     (folder / "my-tasks").mkdir()
     questions = [{"question": "Two and two are", "choices": ["four", "five"], "answer": 0}]
