@@ -81,6 +81,7 @@ def _turns(values: Mapping[str, Any], pair: tuple[str, str], *, labelled: bool) 
     for name, fields in _LISTS.items():
         if name in values:
             return _of_list(values[name], name, fields)
+    texts: dict[str, tuple[str, ...]]
     if pair[0] in values:  # asked for by name: before the layout that is guessed
         texts = {"user": (pair[0],), "assistant": (pair[1],)}
     elif "instruction" in values:

@@ -41,7 +41,8 @@ class Instruct(VocabularyTask):
 
     def chat(self, tokenizer: TextTokenizer) -> Chat:
         """The format of conversations. Raises UserError where the tokenizer lacks its tokens."""
-        name, own = self.keys.template, tokenizer.setting("chat_template")
+        name: str = self.keys.template
+        own = tokenizer.setting("chat_template")
         has_tokens = all(tokenizer.special_id(token) is not None for token in CHATML_TOKENS)
         if name == "chatml" and not has_tokens:
             raise UserError(

@@ -132,10 +132,9 @@ def _summed(logits: "Tensor", targets: "Tensor", owner: "Tensor", items: int) ->
 
     sums = torch.zeros(items, 3, dtype=torch.float64)
     size = max(1, _PIECE // logits.shape[-1])
-    for part, wanted, of in zip(
-        logits.split(size), targets.split(size), owner.split(size), strict=True
-    ):
-        scores = part.float()
+    for start in range(0, len(targets), size):
+        part = slice(start, start + size)
+        scores, wanted, of = logits[part].float(), targets[part], owner[part]
         loss = torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
         hits = scores.argmax(-1) == wanted
         values = torch.stack([loss, hits.float(), torch.ones_like(loss)], dim=1).double()

@@ -300,7 +300,7 @@ def run_config(directory, **changes):
 
 def test_a_run_learns_to_answer_and_to_stop(tmp_path, capsys):
     path = run_config(
-        tmp_path, epochs=None, steps=60, evaluate__every_steps=20, optim__lr=1e-2,
+        tmp_path, epochs=None, steps=160, evaluate__every_steps=80, optim__lr=1e-2,
         task__template="dialogue", schedule__warmup_steps=5,
     )  # fmt: skip
     assert finetune(path) == 0
@@ -337,7 +337,7 @@ def test_packing_changes_no_step(tmp_path):
     for packing in (True, False):
         path = run_config(
             tmp_path, task__packing=packing, run__dir=str(tmp_path / str(packing)), epochs=None,
-            steps=4, batch__micro_batch_size=4,
+            steps=4, batch__micro_batch_size=5,
         )  # fmt: skip
         assert finetune(path) == 0
         losses.append(records(tmp_path / str(packing), "loss"))
