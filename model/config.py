@@ -10,6 +10,7 @@ from model.families import (
     FAMILIES,
     GATED,
     HEADS,
+    LABEL_KEYS,
     TRAITS,
     Family,
     Mlp,
@@ -17,10 +18,11 @@ from model.families import (
     NormPlace,
     Pooling,
     Positions,
+    ProblemType,
     Traits,
 )
 
-__all__ = ["FAMILIES", "HEADS", "TRAITS", "ModelConfig", "RopeScaling", "error_line"]
+__all__ = ["FAMILIES", "HEADS", "LABEL_KEYS", "TRAITS", "ModelConfig", "RopeScaling", "error_line"]
 
 # Far beyond any model: a file that says more would keep its reader busy for hours.
 MAX_LAYERS, MAX_SIZE = 10_000, 2**31 - 1
@@ -243,6 +245,11 @@ class ModelConfig(BaseModel):
     id2label: dict[int, str] | None = Field(
         default=None, description="name of each class of a sequence head (default: LABEL_0, …)"
     )
+    problem_type: ProblemType | None = Field(
+        default=None,
+        description="what a sequence head predicts: one class, any of several, or num_labels"
+        " numbers (default: one class; with num_labels=1 a number)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -269,6 +276,14 @@ class ModelConfig(BaseModel):
             wrong = ("masked_lm", "pretraining") if self.causal else ("causal_lm",)
             return tuple(head for head in heads if head not in wrong)
         return heads
+
+    @property
+    def predicts(self) -> ProblemType:
+        """What a sequence head predicts; as in Hugging Face, a single output is a number."""
+        default: ProblemType = (
+            "regression" if self.num_labels == 1 else "single_label_classification"
+        )
+        return self.problem_type or default
 
     @property
     def lm_head(self) -> str:

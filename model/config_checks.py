@@ -93,6 +93,11 @@ def _parametrisation(config: "ModelConfig") -> list[str]:
 
 
 def _labels(config: "ModelConfig") -> list[str]:
+    if config.problem_type == "single_label_classification" and config.num_labels < 2:
+        return [
+            f"num_labels: got {config.num_labels}, expected 2 or more with problem_type="
+            f"{config.problem_type!r}; write problem_type='regression' for a number"
+        ]
     ids = config.id2label
     if ids is not None and sorted(ids) != list(range(config.num_labels)):
         return [

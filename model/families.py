@@ -8,17 +8,23 @@ NormPlace = Literal["pre", "post"]
 Positions = Literal["learned", "rotary", "none"]
 Mlp = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"]
 Pooling = Literal["last", "first", "mean"]
-Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence", "token", "span"]
+Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence", "token", "span", "choice"]
+# What a sequence head predicts, as Hugging Face calls it.
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 FAMILIES: tuple[str, ...] = get_args(Family)
 HEADS: tuple[str, ...] = get_args(Head)
+OF_TEXT: tuple[Head, ...] = ("sequence", "choice")  # heads that read one vector of each text
 GATED = ("swiglu", "geglu")  # MLPs of three matrices instead of two
+
+# Keys of `ModelConfig` that say what a task's head predicts, and not what the trunk is.
+LABEL_KEYS = ("num_labels", "id2label", "problem_type")
 
 # Their classes drop attention weights and nothing else.
 DROPS_ATTENTION_ONLY = ("llama", "qwen3")
 
 _DECODER_HEADS = ("causal_lm", "sequence", "token", "span")
-_ENCODER_HEADS = ("masked_lm", "sequence", "token", "span")
+_ENCODER_HEADS = ("masked_lm", "sequence", "token", "span", "choice")
 _PLAIN_MLPS = ("gelu", "gelu_tanh", "relu", "relu2")
 
 
@@ -102,7 +108,7 @@ TRAITS: dict[str, Traits] = {
         rope_theta=1e6,
     ),
     "bert": _family(
-        ("masked_lm", "pretraining", "sequence", "token", "span"),
+        ("pretraining", *_ENCODER_HEADS),
         choices={"mlp": _PLAIN_MLPS, "type_vocab_size": None, "tie_embeddings": (True,)},
         **_ENCODER,
         norm_place="post",

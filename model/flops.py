@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from model.config import ModelConfig
+from model.families import OF_TEXT
 
 # Dense peak rates in TFLOP/s at the accelerator's stated clocks (vendors' data sheets; numbers
 # "with sparsity" halved), by the exact name that torch.cuda.get_device_name() returns. Exact,
@@ -137,9 +138,10 @@ def _head(config: ModelConfig, head: str) -> list[Part]:
         pair = [*pooler, Part("pair_score", (2, d), 1), Part("pair_score.bias", (2,), 1)]
         bias = Part("output_bias", (rows,), 1)
         return [output, *transform, bias, *(pair if head == "pretraining" else [])]
-    classes = 2 if head == "span" else config.num_labels
-    is_biased = head != "sequence" or not config.causal
-    before = transform if is_modern else [] if head != "sequence" or config.causal else pooler
+    classes = {"span": 2, "choice": 1}.get(head, config.num_labels)
+    is_of_text = head in OF_TEXT
+    is_biased = not (is_of_text and config.causal)
+    before = transform if is_modern else pooler if is_of_text and not config.causal else []
     return [
         *before,
         Part("score", (classes, d), 1),
@@ -203,7 +205,7 @@ def _head_weights(
         per_text = pooler + size.get("pair_score", 0)
         return predicted_fraction * (transform + output) + per_text / seq_len
     per_prediction = transform + pooler + size["score"]
-    return per_prediction / seq_len if head == "sequence" else per_prediction
+    return per_prediction / seq_len if head in OF_TEXT else per_prediction
 
 
 def attention_pairs(config: ModelConfig, layer: int, seq_len: int, *, in_full: bool) -> int:

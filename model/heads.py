@@ -323,7 +323,12 @@ def build(config: ModelConfig | str, head: str | None = None) -> Model:
     nothing is allocated; then use `to_empty` and `model.init.initialise`. Raises `ValueError` for
     an unknown preset, or a head that the family does not have.
     """
-    from model.task_heads import SequenceClassifier, SpanExtractor, TokenClassifier
+    from model.task_heads import (
+        MultipleChoice,
+        SequenceClassifier,
+        SpanExtractor,
+        TokenClassifier,
+    )
 
     if isinstance(config, str):
         config = preset(config)
@@ -337,7 +342,7 @@ def build(config: ModelConfig | str, head: str | None = None) -> Model:
         )
     classes: tuple[Any, ...] = (
         *(CausalLM, MaskedLM, Pretraining),
-        *(SequenceClassifier, TokenClassifier, SpanExtractor),
+        *(SequenceClassifier, TokenClassifier, SpanExtractor, MultipleChoice),
     )
     found: Model = {cls.head: cls for cls in classes}[head](config)
     return found

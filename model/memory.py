@@ -10,7 +10,7 @@ of GPT-2 comes to 16·d_model numbers per token: their 34·s·b·h bytes less tw
 from typing import Literal, NamedTuple, get_args
 
 from model.config import ModelConfig
-from model.families import DROPS_ATTENTION_ONLY
+from model.families import DROPS_ATTENTION_ONLY, OF_TEXT
 from model.flops import parameters
 
 Recompute = Literal["none", "block", "attention", "mlp"]
@@ -174,7 +174,7 @@ def _mask(config: ModelConfig) -> int:
 def _head(config: ModelConfig, size: int, head: str | None, predicted_fraction: float) -> float:
     head, d = head or config.lm_head, config.d_model
     last_norm = d * size + _STATISTICS if config.norm_place == "pre" else 0
-    if head == "sequence":
+    if head in OF_TEXT:
         return last_norm  # of one token per text next to nothing more
     transform = 3 * d * size + _STATISTICS
     if head in ("masked_lm", "pretraining"):

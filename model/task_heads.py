@@ -1,56 +1,53 @@
-"""Heads for fine-tuning: a class of a text, of each token, or a span."""
+"""Heads for fine-tuning: classes or numbers of a text, classes of tokens, a span, a choice."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.families import ProblemType
 from model.heads import Model, Output, Pooler, Transform, cross_entropy, first_token
 from model.layers import Linear
+
+# The logit of a choice that an example lacks. Its probability is 0 in fp32, and unlike -inf it
+# stays a number when multiplied by 0.
+NO_CHOICE = -1e4
 
 
 def _score(config: ModelConfig, classes: int, *, bias: bool) -> Linear:
     return Linear(config, config.d_model, classes, bias=bias, role="head")
 
 
-class SequenceClassifier(Model):
-    """Classifies a whole text, as the family's Hugging Face class does.
+class _WholeText(Model):
+    """Scores of a whole text, as the family's Hugging Face class computes them.
 
     Causal models look at the last token; BERT-like ones at the first (or, in ModernBERT, at the
     mean), through a dense layer of their own.
     """
 
-    head = "sequence"
-
-    def __init__(self, config: ModelConfig) -> None:
-        if config.num_labels < 2:
-            raise ValueError(
-                f"num_labels: got {config.num_labels}, expected 2 or more; regression is not"
-                " supported"
-            )
+    def __init__(self, config: ModelConfig, scores: int) -> None:
         super().__init__(config)
         if config.family == "modernbert":
             self.transform: nn.Module = Transform(config)
         elif not config.causal:
             self.pooler: nn.Module = Pooler(config)
-        self.score = _score(config, config.num_labels, bias=not config.causal)
+        self.score = _score(config, scores, bias=not config.causal)
+        # RoBERTa's classifier drops out before its dense layer too.
+        self.drops_before_pooler = config.family == "roberta"
 
-    def forward(
+    def _scores(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        *,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Output:
-        """Compute logits (B, num_labels) and, from class numbers `labels` (B,), the loss."""
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+    ) -> Tensor:
+        """Compute the logits (B, scores) of texts (B, T)."""
         hidden = self.trunk(
             input_ids, attention_mask, position_ids, token_type_ids=token_type_ids
         )  # (B, T, d)
-        pooled = self._summary(hidden, input_ids, attention_mask)
-        logits = self.score(pooled)
-        return Output(logits, None if labels is None else cross_entropy(logits, labels))
+        logits: Tensor = self.score(self._summary(hidden, input_ids, attention_mask))
+        return logits
 
     def _summary(self, hidden: Tensor, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         """One vector (B, d) for each text."""
@@ -68,7 +65,7 @@ class SequenceClassifier(Model):
             return pooled
         if config.family == "modernbert":
             return F.dropout(self.transform(pooled), config.dropout, self.training)
-        if config.family == "roberta":
+        if self.drops_before_pooler:
             pooled = F.dropout(pooled, config.dropout, self.training)
         return F.dropout(self.pooler(pooled), config.dropout, self.training)
 
@@ -89,6 +86,78 @@ class SequenceClassifier(Model):
             f"input_ids: got {input_ids.shape[0]} texts and no way to tell padding; set"
             " pad_token_id in the model's config or pass attention_mask"
         )
+
+
+class SequenceClassifier(_WholeText):
+    """Predicts of a whole text its class, any of several, or a number: `config.predicts`."""
+
+    head = "sequence"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, config.num_labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Output:
+        """Compute logits (B, num_labels) and, from `labels`, the loss.
+
+        labels: (B,) class numbers; (B, num_labels) 0 or 1 where several classes may hold; (B,) or
+        (B, num_labels) numbers to regress on. See `sequence_loss`.
+        """
+        logits = self._scores(input_ids, attention_mask, position_ids, token_type_ids)
+        if labels is None:
+            return Output(logits)
+        return Output(logits, sequence_loss(logits, labels, self.config.predicts))
+
+
+def sequence_loss(logits: Tensor, labels: Tensor, predicts: ProblemType) -> Tensor:
+    """Mean fp32 loss of logits (B, C): cross entropy, binary cross entropy, or squared error.
+
+    The loss of Hugging Face's classes with this problem_type.
+    """
+    if predicts == "single_label_classification":
+        return cross_entropy(logits, labels)
+    logits, labels = logits.float(), labels.float().view_as(logits)
+    if predicts == "regression":
+        return F.mse_loss(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+class MultipleChoice(_WholeText):
+    """Scores each of several texts, of which one is the right one (as for SWAG, RACE, C3)."""
+
+    head = "choice"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, 1)
+        self.drops_before_pooler = False
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Output:
+        """Compute logits (B, C) of the choices (B, C, T) and, from the right ones (B,), the loss.
+
+        A choice whose attention mask is 0 throughout is none: it gets `NO_CHOICE`.
+        """
+        shape = input_ids.shape[:2]
+        inputs = (input_ids, attention_mask, position_ids, token_type_ids)
+        logits = self._scores(*(None if x is None else x.flatten(0, 1) for x in inputs))
+        logits = logits.view(shape)
+        if attention_mask is not None:
+            logits = logits.masked_fill(~attention_mask.any(-1), NO_CHOICE)
+        return Output(logits, None if labels is None else cross_entropy(logits, labels))
 
 
 class _EachToken(Model):

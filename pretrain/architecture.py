@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from model.config import ModelConfig
+from model.config import LABEL_KEYS, ModelConfig
 from model.hf import CheckpointError, read_config
 from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.format import TRAINING, list_checkpoints, read_json
@@ -24,7 +24,7 @@ def check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
             f"{error}; restore the file, or choose another run.dir", status=EXIT_BAD_INPUT
         ) from None
     # What a checkpoint does not say, or what may change from one stretch of a run to the next.
-    free = {"dropout", "init_std", "mup_base_width", "num_labels", "id2label", "pad_token_id"}
+    free = {"dropout", "init_std", "mup_base_width", "pad_token_id", *LABEL_KEYS}
     free.add("vocab_multiple")  # compared with the run's own config, once that is read
     different = [k for k, v in wanted.model_dump().items() if k not in free and stored[k] != v]
     if different:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import pydantic
 
 from data_prep.samples import Packing
-from model.config import ModelConfig
+from model.config import LABEL_KEYS, ModelConfig
 from runtime.config import Config, key
 from runtime.redaction import FreeForm
 
@@ -13,7 +13,6 @@ Objective = Literal[
     "causal_lm", "masked_lm", "masked_lm_nsp", "masked_lm_sop", "prefix_lm", "fill_in_the_middle"
 ]
 
-_FROM_ELSEWHERE = {"num_labels", "id2label"}  # a pretraining run has no labels
 
 _SHAPE_KEYS: Any = {
     name: (
@@ -21,7 +20,7 @@ _SHAPE_KEYS: Any = {
         key(None, info.description or ""),
     )
     for name, info in ModelConfig.model_fields.items()
-    if name not in _FROM_ELSEWHERE
+    if name not in LABEL_KEYS  # a pretraining run has no labels
 }
 
 

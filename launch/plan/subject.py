@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pydantic
 
 from data_prep.shards import Shards
-from model.config import ModelConfig, error_line
+from model.config import LABEL_KEYS, ModelConfig, error_line
 from model.describe import MASKED_FRACTION
 from model.hf.config import CheckpointError, read_config
 from model.presets import PRESETS, preset
@@ -21,7 +21,6 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 _USUAL_SEQ_LEN = 8192  # of pretraining; longer contexts are taught at its end
 _FROM_DATA = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")
-_NO_KEYS = {"num_labels", "id2label"}
 
 
 class Subject(NamedTuple):
@@ -120,7 +119,7 @@ def _of_directory(path: Path, data: str | None) -> Subject:
     shape = {
         name: value
         for name, value in model.model_dump(mode="json").items()
-        if value is not None and name not in _FROM_DATA | _NO_KEYS
+        if value is not None and name not in _FROM_DATA.union(LABEL_KEYS)
     }
     return _of_shape(path.resolve().name, model, {"preset": None, **shape}, data)
 

@@ -4,11 +4,12 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from model.config import FAMILIES, ModelConfig, error_line
+from model.config import FAMILIES, LABEL_KEYS, ModelConfig, error_line
+from model.families import ProblemType
 from model.hf.errors import CheckpointError
 from model.hf.families import ARCHITECTURES, INERT, KEYS, read_activation, write_activation
 from model.hf.rope import as_object
@@ -74,8 +75,9 @@ def from_hf_config(raw: Mapping[str, Any], **overrides: Any) -> ModelConfig:
     """
     family = _supported_family(raw)
     values = _read_custom(raw) if family == "custom" else _read_family(family, raw)
-    if "num_labels" in overrides and "id2label" not in overrides:
-        values.pop("id2label", None)
+    if not overrides.keys().isdisjoint(("num_labels", "id2label")):
+        for key in LABEL_KEYS:  # the file's are of another head
+            values.pop(key, None)
     try:
         # Strict: a number in quotes is no number to transformers either.
         return ModelConfig.model_validate({**values, **overrides}, strict=family != "custom")
@@ -139,6 +141,8 @@ def to_hf_config(config: ModelConfig, head: str, dtype: str) -> dict[str, Any]:
         names = config.id2label or {i: f"LABEL_{i}" for i in range(config.num_labels)}
         out["id2label"] = {str(i): name for i, name in sorted(names.items())}
         out["label2id"] = {name: i for i, name in sorted(names.items())}
+    if head == "sequence" and config.problem_type is not None:
+        out["problem_type"] = config.problem_type
     return out
 
 
@@ -191,8 +195,7 @@ def _supported_family(raw: Mapping[str, Any]) -> str:
 
 
 def _refuse_other_arithmetic(family: str, raw: Mapping[str, Any]) -> None:
-    loss = {"problem_type": ("single_label_classification", None)}
-    for key, allowed in {**KEYS[family].arithmetic, **loss}.items():
+    for key, allowed in KEYS[family].arithmetic.items():
         value = raw.get(key, allowed[0])
         if value not in allowed:
             raise CheckpointError(f"{key}: got {value!r}, supported: {allowed[0]!r}")
@@ -210,6 +213,15 @@ def _read_dropout(raw: Mapping[str, Any], defaults: dict[str, float]) -> Any:
 
 
 def _labels(raw: Mapping[str, Any]) -> dict[str, Any]:
+    problem = raw.get("problem_type")
+    if problem not in (*get_args(ProblemType), None):
+        raise CheckpointError(
+            f"problem_type: got {problem!r}, supported: {', '.join(get_args(ProblemType))}"
+        )
+    return {**_classes(raw), "problem_type": problem}
+
+
+def _classes(raw: Mapping[str, Any]) -> dict[str, Any]:
     given = as_object(raw, "id2label")
     if not all(str(number).isdecimal() for number in given):
         raise CheckpointError(f"id2label: got {given!r}, expected numbers as keys")

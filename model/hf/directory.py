@@ -166,8 +166,8 @@ def load_pretrained(
     head: None for the language model's own, causal_lm or masked_lm; causal_lm ends its texts as
     generation_config.json says. dtype: of the parameters; None keeps the file's. overrides:
     `ModelConfig` keys that do not change the trunk's tensors, such as num_labels or dropout.
-    With a head for a task (sequence, token, span), what the checkpoint lacks of the head, or has
-    for another num_labels when that is overridden, is drawn anew and named in
+    With a head for a task (sequence, token, span, choice), what the checkpoint lacks of the head,
+    or has for another num_labels when that is overridden, is drawn anew and named in
     `net.newly_initialised`. Raises `CheckpointError`, in one line, for anything else that does not
     fit.
     """

@@ -23,15 +23,16 @@ class Keys(NamedTuple):
     also: tuple[str, ...] = ()  # further keys that `read` looks at
 
 
+_ENCODER = {"masked_lm": "ForMaskedLM", "choice": "ForMultipleChoice"}
 ARCHITECTURES = {
     (family, head): f"{stem}{suffix}"
     for family, stem, suffixes in (
         ("gpt2", "GPT2", {"causal_lm": "LMHeadModel"}),
         ("llama", "Llama", {"causal_lm": "ForCausalLM"}),
         ("qwen3", "Qwen3", {"causal_lm": "ForCausalLM"}),
-        ("bert", "Bert", {"masked_lm": "ForMaskedLM", "pretraining": "ForPreTraining"}),
-        ("roberta", "Roberta", {"masked_lm": "ForMaskedLM"}),
-        ("modernbert", "ModernBert", {"masked_lm": "ForMaskedLM"}),
+        ("bert", "Bert", {**_ENCODER, "pretraining": "ForPreTraining"}),
+        ("roberta", "Roberta", _ENCODER),
+        ("modernbert", "ModernBert", _ENCODER),
     )
     for head, suffix in {
         **suffixes,

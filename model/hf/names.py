@@ -11,7 +11,7 @@ class Names(NamedTuple):
     blocks: str
     trunk: dict[str, str]
     block: dict[str, tuple[str, ...]]  # several: the rows of ours lie in several of theirs
-    heads: dict[str, str]  # with "score" in the entry of each head where they differ
+    heads: dict[str, str]  # after the head's name and a dot, where one has a name of its own
     scores: dict[str, str]  # the last matrix of each task head
     head_prefixes: tuple[str, ...]  # of every head's tensors; unused ones are left out when reading
     is_transposed: bool = False  # matrices of the blocks are stored as (in, out)
@@ -80,7 +80,10 @@ _BERT = Names(
         "pooler.dense": "bert.pooler.dense",
         "pair_score": "cls.seq_relationship",
     },
-    scores={"sequence": "classifier", "token": "classifier", "span": "qa_outputs"},
+    scores={
+        **dict.fromkeys(("sequence", "token", "choice"), "classifier"),
+        "span": "qa_outputs",
+    },
     head_prefixes=("cls.", "classifier.", "qa_outputs.", "bert.pooler."),
 )
 _ROBERTA = _BERT._replace(
@@ -90,8 +93,14 @@ _ROBERTA = _BERT._replace(
         "transform.norm": "lm_head.layer_norm",
         "output_bias": "lm_head.bias",
         "pooler.dense": "classifier.dense",
+        "choice.pooler.dense": "roberta.pooler.dense",
     },
-    scores={"sequence": "classifier.out_proj", "token": "classifier", "span": "qa_outputs"},
+    scores={
+        "sequence": "classifier.out_proj",
+        "token": "classifier",
+        "span": "qa_outputs",
+        "choice": "classifier",
+    },
     head_prefixes=("lm_head.", "classifier.", "qa_outputs.", "roberta.pooler."),
 )
 _MODERNBERT = Names(
@@ -116,7 +125,7 @@ _MODERNBERT = Names(
         "output_bias": "decoder.bias",
         "unembedding": "decoder",
     },
-    scores=dict.fromkeys(("sequence", "token", "span"), "classifier"),
+    scores=dict.fromkeys(("sequence", "token", "span", "choice"), "classifier"),
     head_prefixes=("head.", "decoder.", "classifier."),
 )
 
@@ -172,7 +181,7 @@ def outer_name(family: str, head: str, module: str, kind: str) -> str:
         return f"{names.scores[head]}.{kind}"
     if module.startswith("trunk."):
         return f"{trunk_prefix(family, head)}{names.trunk[module.removeprefix('trunk.')]}.{kind}"
-    name = names.heads[module]
+    name = names.heads.get(f"{head}.{module}") or names.heads[module]
     return f"{name}.{kind}" if kind else name
 
 

@@ -26,6 +26,7 @@ _NEW = {
     "sequence": _NEW_IN_TASKS,
     "token": _NEW_IN_TASKS,
     "span": _NEW_IN_TASKS,
+    "choice": _NEW_IN_TASKS,
     "pretraining": ("pooler.", "pair_score."),
 }
 

@@ -58,6 +58,8 @@ def loss_of(net, head, ids):
         return net(ids, labels=ids).loss
     if head == "pretraining":
         return net(ids, labels=ids, pair_labels=ids[:, 0] % 2).loss
+    if head == "choice":
+        return net(ids[None], labels=ids[:1, 0] % 2).loss
     labels = {"sequence": ids[:, 0] % 5, "token": ids % 5, "span": ids[:, :2] % 8}
     return net(ids, labels=labels[head]).loss
 

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from model import build
+from model.config import ModelConfig
 from model.kernels.linear_cross_entropy import reference
 from tests.model.shapes import odd_config, relative_error, scramble, token_ids
 
@@ -86,10 +87,13 @@ def test_sequence_reads_the_last_token():
         net(ids)
 
 
-def test_sequence_needs_two_classes():
-    config = odd_config("llama", 1).model_copy(update={"num_labels": 1})
-    with pytest.raises(ValueError, match="num_labels: got 1"):
-        build(config, "sequence")
+def test_one_output_is_a_number_and_no_class():
+    config = odd_config("llama", 1).model_dump(exclude={"num_labels"})
+    assert ModelConfig(**config, num_labels=1).predicts == "regression"
+    assert ModelConfig(**config, num_labels=3).predicts == "single_label_classification"
+    config["problem_type"] = "single_label_classification"
+    with pytest.raises(ValueError, match="num_labels: got 1, expected 2 or more"):
+        ModelConfig(**config, num_labels=1)
 
 
 def test_few_large_tensors():

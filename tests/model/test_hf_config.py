@@ -183,7 +183,10 @@ def test_generation_config():
         ({**OLD_LLAMA, "rope_parameters": [1]}, "rope_parameters: got \\[1\\], expected an object"),
         ({**OLD_LLAMA, "intermediate_size": None}, "intermediate_size: missing"),
         ({**OLD_LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5"),
-        ({**OLD_LLAMA, "problem_type": "regression"}, "problem_type: got 'regression'"),
+        (
+            {**OLD_LLAMA, "problem_type": "ranking"},
+            "problem_type: got 'ranking', supported: single_l",
+        ),
         ({**OLD_LLAMA, "num_key_value_heads": 3}, "n_kv_heads: got 3"),
         ({**OLD_LLAMA, "hidden_size": "wide"}, "d_model: .*'wide'"),
         ({**OLD_GPT2, "activation_function": "tanh"}, "activation_function: got 'tanh'"),
