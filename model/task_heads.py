@@ -152,9 +152,11 @@ class MultipleChoice(_WholeText):
         A choice whose attention mask is 0 throughout is none: it gets `NO_CHOICE`.
         """
         shape = input_ids.shape[:2]
-        inputs = (input_ids, attention_mask, position_ids, token_type_ids)
-        logits = self._scores(*(None if x is None else x.flatten(0, 1) for x in inputs))
-        logits = logits.view(shape)
+        mask, positions, types = (
+            None if given is None else given.flatten(0, 1)
+            for given in (attention_mask, position_ids, token_type_ids)
+        )
+        logits = self._scores(input_ids.flatten(0, 1), mask, positions, types).view(shape)
         if attention_mask is not None:
             logits = logits.masked_fill(~attention_mask.any(-1), NO_CHOICE)
         return Output(logits, None if labels is None else cross_entropy(logits, labels))
