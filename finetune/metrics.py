@@ -1,4 +1,4 @@
-"""Scores of a classifier, by scikit-learn."""
+"""Scores of classifiers, by scikit-learn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,13 @@ from sklearn.metrics import (
     classification_report,
     confusion_matrix,
     f1_score,
+    hamming_loss,
     precision_recall_fscore_support,
     roc_auc_score,
 )
 
 Classes = npt.NDArray[np.int64]  # (N,) class numbers
+Sets = npt.NDArray[np.bool_]  # (N, classes) which hold
 
 
 def scores(gold: Classes, predicted: Classes) -> dict[str, float]:
@@ -76,3 +78,62 @@ def report_text(gold: Classes, predicted: Classes, names: Sequence[str]) -> str:
         zero_division=0,
     )
     return text
+
+
+def set_scores(gold: Sets, predicted: Sets) -> dict[str, float]:
+    """Micro- and macro-F1, accuracy of whole sets, and the share of wrong answers.
+
+    The macro mean is over the classes that occur in `gold` or `predicted`.
+    """
+    micro, macro = (
+        float(f1_score(*_occurring(gold, predicted), average=average, zero_division=0))
+        for average in ("micro", "macro")
+    )
+    return {
+        "micro_f1": micro,
+        "macro_f1": macro,
+        "accuracy": float((gold == predicted).all(1).mean()),
+        "hamming_loss": float(hamming_loss(gold, predicted)),
+    }
+
+
+def set_report(gold: Sets, predicted: Sets, names: Sequence[str]) -> dict[str, Any]:
+    """All scores of sets of classes: per class, and their means over the classes that occur."""
+    columns = precision_recall_fscore_support(gold, predicted, average=None, zero_division=0)
+    scored = set_scores(gold, predicted)
+    report: dict[str, Any] = {
+        **scored,
+        "labels": list(names),
+        "classes": {
+            name: _row(*(float(column[i]) for column in columns)) for i, name in enumerate(names)
+        },
+    }
+    for average in ("micro", "macro", "weighted"):
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            *_occurring(gold, predicted), average=average, zero_division=0
+        )
+        means = float(precision), float(recall), float(f1)
+        report[f"{average} avg"] = _row(*means, float(gold.sum()))
+    return report
+
+
+def set_report_text(gold: Sets, predicted: Sets, names: Sequence[str]) -> str:
+    """Return the same as a table for people, of the classes that occur."""
+    present = np.flatnonzero(gold.any(0) | predicted.any(0)).tolist()
+    if not present:
+        return "no text has a class, and none is predicted\n"
+    text: str = classification_report(
+        gold,
+        predicted,
+        labels=present,
+        target_names=[names[i] for i in present],
+        digits=4,
+        zero_division=0,
+    )
+    return text
+
+
+def _occurring(gold: Sets, predicted: Sets) -> tuple[Sets, Sets]:
+    """The columns of classes that occur; where there are none, all."""
+    present = gold.any(0) | predicted.any(0)
+    return (gold[:, present], predicted[:, present]) if present.any() else (gold, predicted)

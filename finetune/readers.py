@@ -26,10 +26,17 @@ class Record(NamedTuple):
     problem: str | None = None
 
 
-def read_records(path: Path, keys: Sequence[str], also: Sequence[str] = ()) -> Iterator[Record]:
+def read_records(
+    path: Path,
+    keys: Sequence[str],
+    also: Sequence[str] = (),
+    *,
+    columns: Sequence[str] | None = None,
+) -> Iterator[Record]:
     """Stream a file's records with the values of `keys`; wrong records come with a problem.
 
-    also: keys whose values are taken where a record, or the table, has them.
+    also: keys whose values are taken where a record, or the table, has them. columns: their names
+    in a CSV or TSV file without a header.
     A TSV line is split at its tabs and nothing else: quotes in it are text. Raises UserError where
     the file as a whole can't be read.
     """
@@ -38,7 +45,7 @@ def read_records(path: Path, keys: Sequence[str], also: Sequence[str] = ()) -> I
         if kind == "jsonl":
             yield from _jsonl(stream, keys, also)
         else:
-            yield from _table(path, stream, kind, keys, also)
+            yield from _table(path, stream, kind, keys, also, columns)
 
 
 def _kind(path: Path) -> str:
@@ -87,7 +94,12 @@ def _jsonl(stream: IO[bytes], keys: Sequence[str], also: Sequence[str]) -> Itera
 
 
 def _table(
-    path: Path, stream: IO[bytes], kind: str, keys: Sequence[str], also: Sequence[str]
+    path: Path,
+    stream: IO[bytes],
+    kind: str,
+    keys: Sequence[str],
+    also: Sequence[str],
+    columns: Sequence[str] | None,
 ) -> Iterator[Record]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
@@ -96,18 +108,21 @@ def _table(
     else:
         rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
-        header = next(rows, [])
+        header = next(rows, []) if columns is None else list(columns)
         missing = [_missing("column", key, header) for key in keys if key not in header]
         if missing:
             yield from (Record(1, {}, problem) for problem in missing)
             return
         wanted = [*keys, *(name for name in also if name in header)]
         at = {key: header.index(key) for key in wanted}
-        for row in rows:
+        expected = "the header's" if columns is None else "task.columns'"
+        for number, row in enumerate(rows):
+            if columns is not None and number == 0 and row == header:
+                continue  # there is a header after all
             if len(row) == len(header):
                 yield Record(rows.line_num, {key: row[at[key]] for key in wanted})
             elif row:  # a blank line is none
-                problem = f"{len(row)} columns, expected the header's {len(header)}"
+                problem = f"{len(row)} columns, expected {expected} {len(header)}"
                 yield Record(rows.line_num, {}, problem)
     except csv.Error as error:
         raise _unreadable(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,14 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 _PART = 1000  # texts
+
+
+class Pairs(NamedTuple):
+    """Pairs of texts as token ids."""
+
+    rows: list[npt.NDArray[np.int32]]
+    segments: list[npt.NDArray[np.int8]] | None  # 1 in the second text; None: the model has none
+    is_cut: list[bool]  # whether the pair was cut at the maximum length
 
 
 class TextTokenizer:
@@ -45,6 +53,7 @@ class TextTokenizer:
         self.max_length = max_length or min(
             config.max_seq_len, int(self._settings.get("model_max_length", config.max_seq_len))
         )
+        self._has_segments = config.type_vocab_size > 1
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_length)
         self._tokenizer.encode_special_tokens = True
@@ -69,6 +78,20 @@ class TextTokenizer:
             rows += found
             truncated += cut
         return rows, truncated
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Pairs:
+        """Token ids of each pair, joined as the tokenizer joins them; the longer text is cut."""
+        rows, segments, is_cut = [], [], []
+        for start in range(0, len(pairs), _PART):
+            for encoding in self._tokenizer.encode_batch(list(pairs[start : start + _PART])):
+                ids = np.array(encoding.ids, dtype=np.int32)
+                last = np.flatnonzero(ids != self.pad_id)
+                length = last[-1] + 1 if len(last) else 1  # as in `encode`
+                rows.append(ids[:length] if len(ids) else np.array([self.pad_id], np.int32))
+                types = np.array(encoding.type_ids[:length] or [0], dtype=np.int8)
+                segments.append(types)
+                is_cut.append(bool(encoding.overflowing))
+        return Pairs(rows, segments if self._has_segments else None, is_cut)
 
     @property
     def eos_ids(self) -> list[int]:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 _TASKS = {
     "classification": ("classification", "Classification"),
     "instruct": ("instruct", "Instruct"),
+    "multi_label": ("multi_label", "MultiLabel"),
+    "regression": ("regression", "Regression"),
+    "choice": ("choice", "Choice"),
 }
 
 

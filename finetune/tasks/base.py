@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE_INDEX = -100  # a label that is not counted; as in model.heads, which needs torch
-LOWER_IS_BETTER = ("loss", "perplexity")  # every other metric: the higher, the better
+# Of every other metric: the higher, the better.
+LOWER_IS_BETTER = ("loss", "perplexity", "mse", "hamming_loss")
 SHOWN = 3  # problems of one file that are spelled out
 
 Indices = npt.NDArray[np.int64]

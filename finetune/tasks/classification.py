@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from finetune.readers import Record, read_records
-from finetune.tasks.base import Encoded, Indices, Outputs, Problem, Task, join
+from finetune.tasks.base import Encoded, Indices, Outputs
+from finetune.tasks.texts import Label, TextExample, TextTask, label_name
 from finetune.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -19,42 +17,18 @@ if TYPE_CHECKING:
 LogProbabilities = npt.NDArray[np.float32]  # (N, classes), natural logarithm
 
 
-@dataclass(frozen=True)
-class TextExample:
-    """A text with its class, as written in the file; none in a text to predict on."""
-
-    line: int
-    text: str
-    label: str | None
-
-    @property
-    def stratum(self) -> str:
-        """The class."""
-        return self.label or ""
-
-
-class Classification(Task):
-    """One class for each text."""
+class Classification(TextTask):
+    """One class for each text or pair."""
 
     kind = "classification"
-    head = "sequence"
     metrics = ("accuracy", "macro_f1")
 
-    def stream(self, path: Path, *, labelled: bool = True) -> Iterator[TextExample | Problem]:
-        """Yield the texts of a file, with their classes where `labelled`."""
-        keys = self.keys
-        wanted = (keys.text_key, keys.label_key) if labelled else (keys.text_key,)
-        for record in read_records(path, wanted):
-            text = record.values.get(keys.text_key)
-            problem = record.problem or text_problem(text, keys.text_key)
-            label = None
-            if labelled and problem is None:
-                label = label_name(record.values[keys.label_key])
-                problem = _label_problem(label, record, keys.label_key)
-            if problem is None:
-                yield TextExample(record.line, str(text), label)
-            else:
-                yield Problem(record.line, problem)
+    def read_label(self, value: Any) -> Label:
+        """Read a class from a word or a whole number."""
+        name = label_name(value)
+        if name is None:
+            return Label(None, f"must be a word or a whole number, got {type(value).__name__}")
+        return Label(name) if name else Label(None, "is empty; give every text a label")
 
     def label_names(self, train: Sequence[TextExample]) -> list[str]:
         """Every class once: in numerical order where all are numbers, else alphabetically."""
@@ -73,11 +47,9 @@ class Classification(Task):
     ) -> Encoded:
         """Tokenise all texts; labels (N,) are the numbers of their classes."""
         number = {name: i for i, name in enumerate(labels)}
-        rows, truncated = tokenizer.encode_all([example.text for example in examples])
-        tokens, starts = join(rows)
         # A text to predict on counts as the first class: nobody looks at it.
         classes = np.array([number[e.label] if e.label else 0 for e in examples], dtype=np.int64)
-        return Encoded(examples, tokens, starts, classes, truncated)
+        return self.tokenise(examples, classes, tokenizer)
 
     def reduce(self, logits: "Tensor", batch: Mapping[str, "Tensor"]) -> Outputs:
         """Log-probabilities (classes,) of each text."""
@@ -132,29 +104,6 @@ def prediction(row: LogProbabilities, names: Sequence[str]) -> dict[str, Any]:
         "probability": probabilities[best],
         "probabilities": dict(zip(names, probabilities, strict=True)),
     }
-
-
-def text_problem(text: Any, key: str) -> str | None:
-    """Say what is wrong with a text, or None."""
-    if not isinstance(text, str):
-        return f"{key!r} must be text, got {type(text).__name__}"
-    return None if text.strip() else f"{key!r} is empty; remove the line or fill it in"
-
-
-def label_name(value: Any) -> str | None:
-    """A label's name: 1 in JSON and 1 in CSV are the same class. None: it can't be one."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int):
-        return str(value).strip()
-    return None
-
-
-def _label_problem(label: str | None, record: Record, key: str) -> str | None:
-    if label is None:
-        kind = type(record.values[key]).__name__
-        return f"{key!r} must be a word or a whole number, got {kind}"
-    return None if label else f"{key!r} is empty; give every text a label"
 
 
 def sorted_names(names: set[str]) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from runtime.config import Config, key
 
-Kind = Literal["classification", "instruct"]
+Kind = Literal["classification", "multi_label", "regression", "choice", "instruct"]
 Template = Literal["auto", "instruction", "dialogue", "chatml"]
 
 
@@ -13,13 +13,29 @@ class TaskKeys(Config):
 
     kind: Kind = key(
         "classification",
-        "classification: one class for each text; instruct: answers of an assistant",
+        "classification: one class for each text; multi_label: any number of classes; "
+        "regression: a number; choice: the right one of several texts; instruct: answers of an "
+        "assistant",
     )
     text_key: str = key("text", "Field or column that holds the text", min_length=1)
     pair_key: str | None = key(
-        None, "Field or column of a second text; the model reads both together", min_length=1
+        None,
+        "Field or column of a second text; the model reads both together; choice: of the question",
+        min_length=1,
     )
     label_key: str = key("label", "Field or column that holds the label", min_length=1)
+    choices_key: str = key(
+        "choices", "choice: field that holds the list of texts to choose from", min_length=1
+    )
+    separator: str | None = key(
+        None, "multi_label: what stands between the classes in a text; none = lists", min_length=1
+    )
+    threshold: float = key(
+        0.5, "multi_label: a class is predicted from this probability on", gt=0, lt=1
+    )
+    columns: tuple[str, ...] | None = key(
+        None, "Names of the columns of .csv and .tsv files that have no header; none = they have"
+    )
     max_length: int = key(128, "Longer texts are cut at the end, and counted", unit="tokens", ge=1)
     prompt_key: str = key(
         "prompt", "instruct: field of the question, where a record is no conversation", min_length=1
