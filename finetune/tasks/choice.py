@@ -55,7 +55,7 @@ class Choice(Task):
         texts = [keys.text_key] if keys.pair_key is None else [keys.text_key, keys.pair_key]
         wanted = [*texts, keys.choices_key, *([keys.label_key] if labelled else [])]
         for line, values, problem in read_records(path, wanted, columns=keys.columns):
-            choices = values.get(keys.choices_key)
+            choices: Any = values.get(keys.choices_key)
             found = [text_problem(values.get(key), key) for key in texts]
             found.append(_choices_problem(choices, keys.choices_key))
             wrong = problem or next(filter(None, found), None)

@@ -99,7 +99,7 @@ class MultiLabel(TextTask):
         chosen, probabilities = self._chosen(outputs), _probabilities(outputs).round(6)
         for example, row, each in zip(data.examples, chosen, probabilities, strict=True):
             known = {} if example.label is None else {"label": list(example.label)}
-            predicted = [labels[i] for i in np.flatnonzero(row)]
+            predicted = [labels[i] for i in np.flatnonzero(row).tolist()]
             by_name = dict(zip(labels, each.tolist(), strict=True))
             yield {**known, "predicted": predicted, "probabilities": by_name}
 

@@ -58,7 +58,11 @@ def write_files(folder: Path) -> None:
         (data / name).mkdir()
         for split, step in (("train", 1), ("dev", 21), ("val", 21), ("test", 31)):
             _write(data / f"{name}/{split}.jsonl.gz", labelled[::step])
+    (data / "stsb").mkdir()
     for split, step in (("train", 1), ("dev", 21), ("test", 31)):
+        for language in ("en", "zh"):
+            alike = [f"text {n},another {n % 7},{n % 6}.0\n" for n in range(0, 240, step)]
+            (data / f"stsb/{language}-{split}.csv").write_text("".join(alike))
         _write(data / f"reviews.{split}.jsonl", labelled[::step])
     sums = [{"question": f"{n} and {n}?", "answer": f"#### {2 * n}"} for n in range(60)]
     (data / "gsm8k").mkdir()

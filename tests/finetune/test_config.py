@@ -208,8 +208,11 @@ def test_help_and_checks_do_without_torch(tmp_path):
 )
 def test_shipped_configs_load_and_run(path, tmp_path):
     """As they are, except for the data, the model and the length."""
-    load(FinetuneConfig, path)
-    write_jsonl(tmp_path / "rows.jsonl", animal_texts(40))
+    kind = load(FinetuneConfig, path).task.kind
+    rows = animal_texts(40)
+    if kind == "regression":
+        rows = [{**row, "pair": "w1 w2", "label": i % 6} for i, row in enumerate(rows)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     checkpoint(tmp_path / "base", max_seq_len=128)
     data = [f"data.{name}={tmp_path / 'rows.jsonl'}" for name in ("train", "dev", "test")]
     length = ["steps=2", "epochs=null", "schedule.warmup_steps=1", "run.device=cpu"]
