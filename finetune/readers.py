@@ -41,7 +41,7 @@ def read_records(
     the file as a whole can't be read.
     """
     kind = _kind(path)
-    with _opened(path) as stream:
+    with opened(path) as stream:
         if kind == "jsonl":
             yield from _jsonl(stream, keys, also)
         else:
@@ -51,27 +51,29 @@ def read_records(
 def _kind(path: Path) -> str:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix.lower() not in SUFFIXES:
-        raise _unreadable(path, f"its name must end in {', '.join(SUFFIXES)}, or one of them + .gz")
+        raise unreadable(path, f"its name must end in {', '.join(SUFFIXES)}, or one of them + .gz")
     return SUFFIXES[suffix.lower()]
 
 
-def _unreadable(path: Path, reason: str) -> UserError:
+def unreadable(path: Path, reason: str) -> UserError:
+    """The error of a file that can't be read as a whole."""
     return UserError(f"{path}: {reason}", status=EXIT_BAD_INPUT)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a data file, unpacked where its name ends in .gz; its defects are UserErrors."""
     try:
         unpack: Any = gzip.open if path.suffix == ".gz" else Path.open
         with unpack(path, "rb") as stream:
             yield stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _unreadable(path, f"the gzip file is cut off or damaged ({error})") from error
+        raise unreadable(path, f"the gzip file is cut off or damaged ({error})") from error
     except UnicodeDecodeError as error:
-        raise _unreadable(path, f"not UTF-8 text ({error.reason}); convert it") from error
+        raise unreadable(path, f"not UTF-8 text ({error.reason}); convert it") from error
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise _unreadable(path, reason or str(error)) from error
+        raise unreadable(path, reason or str(error)) from error
 
 
 def _jsonl(stream: IO[bytes], keys: Sequence[str], also: Sequence[str]) -> Iterator[Record]:
@@ -125,9 +127,7 @@ def _table(
                 problem = f"{len(row)} columns, expected {expected} {len(header)}"
                 yield Record(rows.line_num, {}, problem)
     except csv.Error as error:
-        raise _unreadable(
-            path, f"line {rows.line_num}: not valid {kind.upper()}: {error}"
-        ) from None
+        raise unreadable(path, f"line {rows.line_num}: not valid {kind.upper()}: {error}") from None
 
 
 def _missing(what: str, key: str, present: list[str]) -> str:

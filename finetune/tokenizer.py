@@ -1,6 +1,7 @@
 """The checkpoint's tokenizer as a classifier uses it: truncating, padding, one text per row."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,22 @@ class Pairs(NamedTuple):
     rows: list[npt.NDArray[np.int32]]
     segments: list[npt.NDArray[np.int8]] | None  # 1 in the second text; None: the model has none
     is_cut: list[bool]  # whether the pair was cut at the maximum length
+
+
+class EncodedWords(NamedTuple):
+    """A sentence that was given word by word."""
+
+    ids: npt.NDArray[np.int32]  # (tokens,)
+    firsts: npt.NDArray[np.int64]  # (words,): each one's first token; -1 where it has none
+    is_truncated: bool
+
+
+class Window(NamedTuple):
+    """A question and a part of the text that it is about."""
+
+    ids: npt.NDArray[np.int32]  # (tokens,)
+    segments: npt.NDArray[np.int8] | None  # (tokens,), 1 in the text; None: the model has none
+    offsets: npt.NDArray[np.int32]  # (tokens, 2): characters of the text; -1 outside it
 
 
 class TextTokenizer:
@@ -50,10 +67,10 @@ class TextTokenizer:
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.pad_id = self._find_pad(config)
         self.shape = config
+        self._has_segments = config.type_vocab_size > 1
         self.max_length = max_length or min(
             config.max_seq_len, int(self._settings.get("model_max_length", config.max_seq_len))
         )
-        self._has_segments = config.type_vocab_size > 1
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_length)
         self._tokenizer.encode_special_tokens = True
@@ -78,6 +95,62 @@ class TextTokenizer:
             rows += found
             truncated += cut
         return rows, truncated
+
+    def encode_words(self, sentences: Iterable[Sequence[str]]) -> Iterator[EncodedWords]:
+        """Token ids of sentences given as words: no token reaches over the end of a word.
+
+        A word begins with a space where the text has one before it.
+        """
+        rest = iter(sentences)
+        while part := list(itertools.islice(rest, _PART)):
+            encodings = self._tokenizer.encode_batch([list(s) for s in part], is_pretokenized=True)
+            for sentence, encoding in zip(part, encodings, strict=True):
+                firsts = np.full(len(sentence), -1, dtype=np.int64)
+                for token, word in reversed(list(enumerate(encoding.word_ids))):
+                    if word is not None:
+                        firsts[word] = token
+                # A text of which the tokenizer keeps nothing is one padding token.
+                ids = np.array(encoding.ids or [self.pad_id], dtype=np.int32)
+                yield EncodedWords(ids, firsts, bool(encoding.overflowing))
+
+    def encode_windows(
+        self, pairs: Iterable[tuple[str, str]], stride: int
+    ) -> Iterator[tuple[list[Window], bool]]:
+        """Token ids of questions with texts, in windows that share `stride` tokens of the text.
+
+        Yields the windows of each pair, at least one, and whether its question was cut: it may take
+        a quarter of `max_length`.
+        """
+        rest = iter(pairs)
+        while part := list(itertools.islice(rest, _PART)):
+            self._tokenizer.no_truncation()
+            questions = [question for question, _ in part]
+            alone = self._tokenizer.encode_batch(questions, add_special_tokens=False)
+            limit = self.max_length // 4
+            ends = [a.offsets[limit - 1][1] if len(a.ids) > limit else None for a in alone]
+            self._tokenizer.enable_truncation(
+                self.max_length, stride=stride, strategy="only_second"
+            )
+            try:
+                encodings = self._tokenizer.encode_batch(
+                    [(q[:end], text) for (q, text), end in zip(part, ends, strict=True)]
+                )
+            finally:
+                self._tokenizer.enable_truncation(self.max_length)
+            for encoding, end in zip(encodings, ends, strict=True):
+                windows = [encoding, *encoding.overflowing]
+                yield [self._window(window) for window in windows], end is not None
+
+    def _window(self, encoding: Any) -> Window:
+        if not encoding.ids:  # the tokenizer keeps nothing: one padding token
+            zeros = np.zeros(1, np.int8) if self._has_segments else None
+            return Window(np.array([self.pad_id], np.int32), zeros, np.full((1, 2), -1, np.int32))
+        offsets = np.array(encoding.offsets, dtype=np.int32)
+        sides = encoding.sequence_ids
+        # Without a template the library leaves the sides out of every window but the first.
+        offsets[[one != 1 for one in (sides if 1 in sides else encoding.type_ids)]] = -1
+        segments = np.array(encoding.type_ids, dtype=np.int8) if self._has_segments else None
+        return Window(np.array(encoding.ids, dtype=np.int32), segments, offsets)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Pairs:
         """Token ids of each pair, joined as the tokenizer joins them; the longer text is cut."""

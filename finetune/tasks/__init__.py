@@ -14,6 +14,8 @@ _TASKS = {
     "multi_label": ("multi_label", "MultiLabel"),
     "regression": ("regression", "Regression"),
     "choice": ("choice", "Choice"),
+    "token": ("token", "TokenTagging"),
+    "span": ("span", "SpanExtraction"),
 }
 
 

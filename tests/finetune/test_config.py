@@ -203,17 +203,35 @@ def test_help_and_checks_do_without_torch(tmp_path):
     assert status == 0, output
 
 
+def rows_of(kind, count):
+    """Rows as tasks of this kind read them."""
+    rows = animal_texts(count)
+    if kind == "span":
+        return [
+            {"question": "w1", "context": row["text"], "answers": row["text"].split()[0]}
+            for row in rows
+        ]
+    if kind == "regression":
+        return [{**row, "pair": "w1 w2", "label": i % 6} for i, row in enumerate(rows)]
+    if kind == "instruct":
+        return [{"question": row["text"], "answer": row["label"]} for row in rows]
+    if kind == "token":
+        return [
+            {"tokens": ["so", row["text"].split()[0]], "tags": ["O", f"B-{row['label']}"]}
+            for row in rows
+        ]
+    return rows
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "finetune" / "configs").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_shipped_configs_load_and_run(path, tmp_path):
     """As they are, except for the data, the model and the length."""
     kind = load(FinetuneConfig, path).task.kind
-    rows = animal_texts(40)
-    if kind == "regression":
-        rows = [{**row, "pair": "w1 w2", "label": i % 6} for i, row in enumerate(rows)]
+    rows = rows_of(kind, 40)
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    checkpoint(tmp_path / "base", max_seq_len=128)
+    checkpoint(tmp_path / "base", max_seq_len=512)
     data = [f"data.{name}={tmp_path / 'rows.jsonl'}" for name in ("train", "dev", "test")]
     length = ["steps=2", "epochs=null", "schedule.warmup_steps=1", "run.device=cpu"]
     assert (
