@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "predict": ("predict", "what a model says of every example of a file"),
     "report": ("report.run_command", "what a finished run has learned, as a page"),
+    "merge": ("adapters.merge", "an adapter and its model as one directory"),
     "transfer-report": ("report.transfer_command", "pretrained, from scratch, and TF-IDF"),
     "intents": ("use.intents", "which questions are out of scope"),
     "export": ("use.export", "ONNX, also with weights of 8 bits"),

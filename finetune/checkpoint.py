@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import orjson
 import torch
 
+from finetune.adapters.attach import attached
+from finetune.adapters.directory import write_adapter
 from finetune.models import write_task
 from finetune.tasks.base import Task
 from finetune.tokenizer import TextTokenizer
@@ -41,10 +43,16 @@ def write_model(
     purpose: Purpose,
     create: Create = on_disk,
 ) -> None:
-    """Write a Hugging Face directory that says in transformers what it says here."""
-    dtype = next(iter(parameters.values())).dtype
-    files = ModelFiles(net.config, net.head, dtype, tokenizer_dir=tokenizer.directory)
-    files.write(directory, parameters, create)
+    """Write a Hugging Face directory that says in transformers what it says here.
+
+    Of a model with an adapter: a PEFT directory.
+    """
+    if attached(net) is not None:
+        write_adapter(net, parameters, directory, tokenizer.directory, create)
+    else:
+        dtype = next(iter(parameters.values())).dtype
+        files = ModelFiles(net.config, net.head, dtype, tokenizer_dir=tokenizer.directory)
+        files.write(directory, parameters, create)
     tokenizer.write_settings(directory, purpose.task.tokenizer_settings(tokenizer))
     write_task(directory, *purpose)
 
@@ -87,7 +95,10 @@ class Saved(NamedTuple):
 
     def wanted(self) -> Collection[str]:
         """The parameters that this rank writes."""
-        return [name for name, _ in self.net.named_parameters()] if self.ranks.is_main else []
+        if not self.ranks.is_main:
+            return []
+        adapter = attached(self.net)
+        return [n for n, _ in self.net.named_parameters()] if adapter is None else adapter.written
 
     def write(
         self, directory: Path, parameters: Mapping[str, torch.Tensor], create: Create

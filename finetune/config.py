@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pydantic
 
+from finetune.adapters.config import Adapter, check_adapter, check_with_transfer, with_rate
 from finetune.robust.config import Robust, check_classes, check_robust, check_with_model
 from finetune.sampling import count_different, draw, draw_per_class
 from finetune.tasks import task_of
@@ -61,7 +62,9 @@ class Batch(Config):
 class Optim(sections.Optim):
     """The optimizer, with defaults for trained models."""
 
-    lr: float = key(5e-5, "Peak learning rate", gt=0)
+    lr: float = key(
+        5e-5, "Peak learning rate; where none is given, an adapter.kind has its own", gt=0
+    )
     betas: tuple[float, float] = key((0.9, 0.999), "Decay rates of the two moments")
     weight_decay: float = key(0.01, "Decoupled decay of the weight matrices", ge=0)
 
@@ -86,6 +89,7 @@ class FinetuneConfig(Config):
     )
     task: TaskKeys = section(TaskKeys, "The task")
     transfer: Transfer = section(Transfer, "How much of the checkpoint is reused")
+    adapter: Adapter = section(Adapter, "Parameter-efficient fine-tuning")
     data: Data = key(..., "The data")
     batch: Batch = section(Batch, "The batch")
     epochs: int | None = key(
@@ -128,6 +132,11 @@ class FinetuneConfig(Config):
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of the whole run."""
         return self.steps or (self.epochs or 3) * self.steps_per_epoch(examples)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _rate(cls, values: Any) -> Any:
+        return with_rate(values)
 
     @pydantic.model_validator(mode="after")
     def _length(self) -> Self:
@@ -276,7 +285,11 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
         yield Problem("model", str(error))
         return
     if not any(directory.glob("model*.safetensors*")):
-        yield Problem("model", f"{directory}: no weights (model.safetensors)")
+        is_adapter = (directory / "adapter_config.json").is_file()
+        mend = f"merge the adapter: python -m finetune merge {directory} OUT" if is_adapter else ""
+        yield Problem(
+            "model", f"{directory}: no weights (model.safetensors)" + (mend and f"; {mend}")
+        )
     yield from check_with_model(config.robust, shape, tokenizer)
     if tokenizer.vocab_size > shape.vocab_size:
         yield Problem(
@@ -291,8 +304,11 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
             f"write {shape.max_seq_len} or less",
         )
     task = task_of(config.task)
+    head = task.head_of(shape)
     yield from (Problem("task.kind", text) for text in task.check_model(shape, tokenizer))
-    yield from check_transfer(config.transfer, shape, task.head_of(shape))
+    yield from check_transfer(config.transfer, shape, head)
+    yield from check_adapter(config.adapter, shape, head, config.task.max_length)
+    yield from check_with_transfer(config.adapter, config.transfer)
 
 
 def check_resume(config: Any) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import orjson
 import pydantic
 
+from finetune.adapters.directory import attach_to, is_adapter, open_adapter
 from finetune.config import FinetuneConfig, class_names
 from finetune.tasks import task_of
 from finetune.tasks.base import Task
@@ -56,7 +57,10 @@ def load_model(
         if config.robust.dropout is not None:
             settings["dropout"] = config.robust.dropout
         head = task.head_of(read_config(source))
-        net = load_pretrained(source, head=head, **settings).float()
+        if is_resumed and is_adapter(source):
+            net = open_adapter(source, head)
+        else:
+            net = load_pretrained(source, head=head, **settings).float()
     except CheckpointError as error:
         raise UserError(str(error), status=EXIT_BAD_INPUT) from error
     if not is_same:
@@ -73,7 +77,10 @@ def load_model(
         return Loaded(net, names, [])
     same = ", which has the same classes" if labels else ""
     kind = "drawn anew" if is_new else f"taken from the checkpoint{same}"
-    return Loaded(net, names, [f"model {source}; its head is {kind}"])
+    notes = [f"model {source}; its head is {kind}"]
+    if config.adapter.kind != "none":
+        notes.append(attach_to(net, config.adapter, source))
+    return Loaded(net, names, notes)
 
 
 def open_model(directory: Path) -> Opened:
@@ -84,7 +91,11 @@ def open_model(directory: Path) -> Opened:
     keys, labels = _read_task(directory)
     task = task_of(keys)
     try:
-        net = load_pretrained(directory, head=task.head_of(read_config(directory)))
+        head = task.head_of(read_config(directory))
+        if is_adapter(directory):
+            net = open_adapter(directory, head)
+        else:
+            net = load_pretrained(directory, head=head)
     except CheckpointError as error:
         raise UserError(str(error), status=EXIT_BAD_INPUT) from error
     if net.newly_initialised:

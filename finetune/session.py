@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import checkpoint
+from finetune.adapters.attach import without_decay
 from finetune.batches import Indices, Plan
 from finetune.config import (
     BEST,
@@ -229,7 +230,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     plan = Plan(train.lengths, *batch, config.run.seed)
     precision = resolve_precision(config.precision, ranks.device)
     notes += prepare(net, config.transfer, total_steps, is_resumed=resumed is not None)
-    groups = parameter_groups(net, config.optim, config.transfer)
+    groups = without_decay(parameter_groups(net, config.optim, config.transfer), net)
     objective = objective_of(config.robust, task.kind, labels, train.labels)
     replicas = Replicas(net, config.optim, ranks, precision, groups=groups, objective=objective)
     progress = Progress(total_steps, stream=None if ranks.is_main else io.StringIO())

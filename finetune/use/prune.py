@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.adapters.attach import attached
 from finetune.checkpoint import Purpose, write_model
 from finetune.config import model_directory
 from finetune.models import open_model
@@ -23,6 +24,12 @@ def main(arguments: list[str]) -> int:
     if options.output.exists() and any(options.output.iterdir()):
         raise UserError(f"{options.output}: is not empty; choose another", status=EXIT_BAD_INPUT)
     opened = open_model(directory)
+    if attached(opened.net) is not None:
+        raise UserError(
+            f"{directory}: is an adapter, whose model's matrices it does not hold; first make one "
+            f"model of both: python -m finetune merge {directory} OUT",
+            status=EXIT_BAD_INPUT,
+        )
     data = scoring.read_labelled(opened, options.data) if options.data else None
     cpu = torch.device("cpu")
     before = copy.deepcopy(opened.net).eval()

@@ -39,6 +39,7 @@ ONE_PLACE = {
     "opencc": ("data_prep/clean/",),
     "py3langid": ("data_prep/clean/",),
     "pyarrow": ("data_prep/readers/",),
+    "peft": ("finetune/adapters/",),
     "ray": ("data_prep/executors/ray.py",),
     "sentencepiece": ("data_prep/tokenizer_sentencepiece.py",),
     "trafilatura": ("data_prep/clean/",),

@@ -60,7 +60,8 @@ def checkpoint(
     }
     if family == "llama":
         values["n_kv_heads"] = 1
-    config = preset(f"{family}-tiny", **{**values, **shape})
+    name = "roberta-base" if family == "roberta" else f"{family}-tiny"
+    config = preset(name, **{**values, **shape})
     save_pretrained(build(config), directory, tokenizer_dir=source)
     return directory
 
