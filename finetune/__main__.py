@@ -21,6 +21,8 @@ _COMMANDS = {
     "report": ("report.run_command", "what a finished run has learned, as a page"),
     "merge": ("adapters.merge", "an adapter and its model as one directory"),
     "transfer-report": ("report.transfer_command", "pretrained, from scratch, and TF-IDF"),
+    "evaluate": ("transfer.direct", "a model's scores on a file, also zero-shot"),
+    "ensemble": ("transfer.ensemble", "several models as one"),
     "intents": ("use.intents", "which questions are out of scope"),
     "export": ("use.export", "ONNX, also with weights of 8 bits"),
     "prune": ("use.prune", "zeros in the place of the smallest weights"),

@@ -58,6 +58,7 @@ def write_results(session: Session) -> None:
         "truncated": data.truncated,
         "seen_in_train": sum(seen),
         **session.task.report(data, found, labels),
+        "transfer": session.decision.as_json(),
         "model": str(session.best),
         "best": best_score(session.best),
     }

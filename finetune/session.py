@@ -28,6 +28,7 @@ from finetune.robust.objectives import objective_of
 from finetune.tasks import task_of
 from finetune.tasks.base import LOWER_IS_BETTER, Encoded, Task
 from finetune.tokenizer import TextTokenizer
+from finetune.transfer.advice import Decision, decide, decided
 from finetune.transfer.layers import parameter_groups, prepare
 from model.heads import Model
 from runtime import dist, provenance
@@ -61,6 +62,7 @@ class Session:
     progress: Progress
     saver: Saver
     beat: Callable[[], None]  # a sign of life for the watchdog
+    decision: Decision  # how much of the checkpoint is reused
     log: MetricsLog | None = None  # on the main rank
     step: int = 0
     tokens_seen: int = 0
@@ -183,6 +185,7 @@ class Session:
             "best_step": self.best_step,
             "without_best": self.without_best,
             "data": fingerprints(self.train, self.dev),
+            "transfer": self.decision.as_json(),
             "config": self.config.model_dump(mode="json"),
             "versions": provenance.versions(),
             "world_size": self.ranks.world_size,
@@ -218,6 +221,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     resumed = newest_checkpoint(config.run_dir / "checkpoints", ranks)
     source = resumed.path if resumed else initial_model(Path(config.model), ranks)
     task = task_of(config.task)
+    decision = _decide(config, source, sets, resumed, ranks)
     net, labels, notes = load_model(
         source, task, sets.labels, config, is_resumed=resumed is not None
     )
@@ -229,20 +233,16 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     total_steps = config.total_steps(len(train))
     plan = Plan(train.lengths, *batch, config.run.seed)
     precision = resolve_precision(config.precision, ranks.device)
-    notes += prepare(net, config.transfer, total_steps, is_resumed=resumed is not None)
-    groups = without_decay(parameter_groups(net, config.optim, config.transfer), net)
+    notes += prepare(net, decision.transfer, total_steps, is_resumed=resumed is not None)
+    groups = without_decay(parameter_groups(net, config.optim, decision.transfer), net)
     objective = objective_of(config.robust, task.kind, labels, train.labels)
     replicas = Replicas(net, config.optim, ranks, precision, groups=groups, objective=objective)
     progress = Progress(total_steps, stream=None if ranks.is_main else io.StringIO())
-    saver = Saver(
-        config.run_dir / "checkpoints",
-        ranks,
-        config.checkpoint,
-        say=progress.say,
-        beat=beat,
-    )
+    directory = config.run_dir / "checkpoints"
+    saver = Saver(directory, ranks, config.checkpoint, say=progress.say, beat=beat)
     session = Session(
-        config, ranks, task, sets, train, dev, plan, tokenizer, replicas, progress, saver, beat
+        *(config, ranks, task, sets, train, dev, plan, tokenizer, replicas, progress, saver, beat),
+        decision,
     )
     if resumed is not None:
         _restore(session, resumed)
@@ -255,12 +255,28 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
             resume_step=session.step,
             sinks=open_sinks(config.run_dir, config.run.name, config.log, config),
         )
-    for line in [*_introduction(session, precision), *notes]:
+    for line in [*_introduction(session, precision), *decision.reasons, *notes]:
         progress.say(line)
     saver.look_ahead(12 * sum(p.numel() for p in net.parameters()))  # fp32, with two moments
     if resumed is not None:
         progress.say(f"resumed from {resumed.path}, step {session.step}")
     return session
+
+
+def _decide(
+    config: FinetuneConfig,
+    source: Path,
+    sets: Sets,
+    resumed: CheckpointInfo | None,
+    ranks: Ranks,
+) -> Decision:
+    """How much of the checkpoint a run reuses; a resumed run stays with what it began with."""
+    transfer = config.transfer
+    if resumed is not None and transfer.strategy == "auto":
+        with understood(resumed.path):
+            return decided(TrainingState(resumed.path).values["transfer"])
+    texts = [example.text for example in sets.train]
+    return decide(transfer, source, texts, ranks, max_length=config.task.max_length)
 
 
 def tidy(session: Session) -> None:

@@ -16,6 +16,7 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 _PART = 1000  # texts
+_USUAL = {"mask_token": "[MASK]"}  # where tokenizer_config.json is silent
 
 
 class Pairs(NamedTuple):
@@ -95,6 +96,20 @@ class TextTokenizer:
             rows += found
             truncated += cut
         return rows, truncated
+
+    def pieces(self, text: str) -> list[int]:
+        """Return the ids of a part of a text, without special tokens; `max_length` at most."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def id_of(self, role: str) -> int | None:
+        """The id of the token with this role (mask_token, unk_token, …); None without one."""
+        named = next(self._named(role), None)
+        if named is None and role in _USUAL:
+            named = self._tokenizer.token_to_id(_USUAL[role])
+        if named is None and role == "unk_token":
+            named = self._tokenizer.token_to_id(getattr(self._tokenizer.model, role, None) or "")
+        return named
 
     def encode_words(self, sentences: Iterable[Sequence[str]]) -> Iterator[EncodedWords]:
         """Token ids of sentences given as words: no token reaches over the end of a word.
@@ -177,7 +192,7 @@ class TextTokenizer:
         """The special tokens that `encode` puts before a text, and after it."""
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids
         ids = self._tokenizer.encode("a").ids
-        at = next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
+        at = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
         return ids[:at], ids[at + len(plain) :]
 
     @property

@@ -1,12 +1,13 @@
 """The config section that says how much of the checkpoint is reused, and its checks. Torch-free."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from model.config import ModelConfig
 from runtime.config import Config, Problem, key
 
-Strategy = Literal["full", "head", "partial", "architecture"]
+Strategy = Literal["full", "head", "partial", "architecture", "auto"]
 
 
 class Transfer(Config):
@@ -16,7 +17,8 @@ class Transfer(Config):
         "full",
         "full: every weight is trained, from the checkpoint's. head: the trunk stays as it is. "
         "partial: the embeddings and the first freeze_layers layers do. architecture: the same "
-        "shape with fresh weights",
+        "shape with fresh weights. auto: one of these, by the number of examples and the "
+        "checkpoint's own loss on them",
     )
     freeze_layers: int | None = key(
         None, "partial: layers that stay, from the first; none = half of them", unit="layers", ge=0
@@ -33,6 +35,11 @@ class Transfer(Config):
         "steps, the embeddings last; 0 = all at once",
         unit="steps",
         ge=0,
+    )
+    reference: str | None = key(
+        None,
+        "auto: shards of data_prep, or a text file, of what the checkpoint was pretrained on, to "
+        "compare vocabularies with; none = the shards of its run, where they still are",
     )
 
     def frozen_layers(self, n_layers: int) -> int:
@@ -62,12 +69,20 @@ def check_transfer(transfer: Transfer, shape: ModelConfig, head: str) -> Iterato
             "head leaves nothing to train: this model's output matrix is its embedding; choose "
             "partial or full",
         )
+    if transfer.reference is not None and strategy != "auto":
+        yield Problem(
+            "transfer.reference",
+            f"is of transfer.strategy: auto, got {strategy!r}; choose that, or remove the key",
+        )
+    elif transfer.reference is not None and not Path(transfer.reference).exists():
+        yield Problem("transfer.reference", f"{transfer.reference}: no such file or directory")
 
 
 def _check_pairs(transfer: Transfer, n_layers: int) -> Iterator[Problem]:
     strategy = transfer.strategy
     why = {
         "head": "trains no layer",
+        "auto": "chooses the layers itself",
         "architecture": "starts every layer from fresh weights",
     }.get(strategy)
     if transfer.reinit_layers and why is not None:
@@ -82,7 +97,7 @@ def _check_pairs(transfer: Transfer, n_layers: int) -> Iterator[Problem]:
             f"{transfer.reinit_layers} layers from the top and {kept} that stay are more than the "
             f"model's {n_layers}; write {n_layers - kept} or less",
         )
-    if transfer.unfreeze_every_steps and strategy == "head":
+    if transfer.unfreeze_every_steps and strategy in ("head", "auto"):
         yield Problem(
             "transfer.unfreeze_every_steps",
             f"transfer.strategy: {strategy} {why}; write 0, or choose full or partial",

@@ -257,6 +257,10 @@ def test_reinit_touches_the_top_layers_and_the_pooler_alone(family):
         ),
         ({"strategy": "head", "reinit_layers": 1}, "reinit_layers", "trains no layer"),
         ({"strategy": "architecture", "reinit_layers": 1}, "reinit_layers", "fresh weights"),
+        ({"strategy": "auto", "reinit_layers": 1}, "reinit_layers", "chooses the layers"),
+        ({"strategy": "auto", "unfreeze_every_steps": 5}, "unfreeze_every_steps", "chooses"),
+        ({"reference": "shards"}, "reference", "is of transfer.strategy: auto"),
+        ({"strategy": "auto", "reference": "nowhere"}, "reference", "no such file"),
         ({"strategy": "head", "unfreeze_every_steps": 5}, "unfreeze_every_steps", "no layer"),
         ({"strategy": "head", "layer_decay": 0.9}, "layer_decay", "trains no layer"),
     ],
@@ -269,7 +273,7 @@ def test_settings_that_do_not_go_together(values, key, words):
 
 def test_settings_that_do_go_together():
     good = [
-        *({}, {"strategy": "head"}, {"strategy": "partial"}),
+        *({}, {"strategy": "head"}, {"strategy": "partial"}, {"strategy": "auto"}),
         {"strategy": "partial", "freeze_layers": 2, "reinit_layers": 1, "layer_decay": 0.8},
         {"strategy": "partial", "unfreeze_every_steps": 3},
         {"reinit_layers": 3, "unfreeze_every_steps": 3, "layer_decay": 0.8},
