@@ -23,7 +23,7 @@ from runtime.checkpoint.format import fsync_path
 from runtime.checkpoint.reader import TrainingState
 from runtime.dist import Ranks
 from runtime.optim import state_keys
-from runtime.zero_layout import Slice
+from runtime.zero_layout import MASTER, Slice
 
 _SCORE = "score.json"
 
@@ -109,7 +109,10 @@ class Saved(NamedTuple):
 
 
 def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    """Give the optimizer the moments and the step count of a checkpoint."""
+    """Give the optimizer the moments and the step count of a checkpoint.
+
+    Where the run was under ZeRO until then, its fp32 masters become the weights.
+    """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     steps = float(state.values["optimizer_steps"])
     content = optimizer.state_dict()
@@ -126,6 +129,11 @@ def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: Training
             for number, (p, group) in enumerate(grouped)
         }
     optimizer.load_state_dict(content)
+    if state.holds(MASTER):
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.copy_(state.read(names[id(p)], MASTER, 0, p.numel()).view_as(p))
 
 
 # --- the best model --------------------------------------------------------------------------
@@ -134,6 +142,7 @@ def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: Training
 def publish_best(
     best: Path,
     net: Model,
+    parameters: Mapping[str, torch.Tensor],
     tokenizer: TextTokenizer,
     purpose: Purpose,
     score: Mapping[str, Any],
@@ -142,7 +151,7 @@ def publish_best(
     fresh, old = best.with_name(f".{best.name}.new"), best.with_name(f".{best.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write_model(net, net.state_dict(), fresh, tokenizer, purpose)
+    write_model(net, parameters, fresh, tokenizer, purpose)
     (fresh / _SCORE).write_bytes(orjson.dumps(score))
     for path in (*fresh.iterdir(), fresh):
         fsync_path(path)

@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, Self
 import pydantic
 
 from finetune.adapters.config import Adapter, check_adapter, check_with_transfer, with_rate
+from finetune.parallel.config import Parallel, check_parallel
 from finetune.robust.config import Robust, check_classes, check_robust, check_with_model
 from finetune.sampling import count_different, draw, draw_per_class
 from finetune.tasks import task_of
-from finetune.tasks.base import Task, shorten, split_dev
+from finetune.tasks.base import Task, folds_of, shorten, split_dev
 from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
 from finetune.transfer.config import Transfer, check_transfer
@@ -29,7 +30,7 @@ BEST = "best"  # in a run directory: the model with the best dev score
 _FREE = (
     *("run.name", "run.dir", "run.device", "data.test", "batch.micro_batch_size", "epochs"),
     *("steps", "precision", "evaluate.every_steps", "patience"),
-    *("checkpoint.", "health.", "log."),
+    *("checkpoint.", "health.", "log.", "parallel."),
 )
 
 
@@ -48,6 +49,13 @@ class Data(Config):
     examples_per_class: int | None = key(
         None, "Learn from so many examples of every class, drawn by run.seed; none = all", ge=1
     )
+    folds: int | None = key(
+        None,
+        "Cut train into so many parts, one of which is test instead (python -m finetune kfold)",
+        ge=2,
+        le=1000,
+    )
+    fold: int = key(0, "The part that is test, from 0", ge=0)
 
 
 class Batch(Config):
@@ -103,6 +111,7 @@ class FinetuneConfig(Config):
         "auto",
         "Of forward and backward; weights are fp32 always; auto = bf16 on a GPU that has it",
     )
+    parallel: Parallel = section(Parallel, "How the model is spread over the ranks")
     evaluate: Evaluate = section(Evaluate, "Evaluation")
     patience: int = key(
         0, "Stop after so many evaluations in a row without a new best; 0 = never", ge=0
@@ -172,6 +181,10 @@ def read_sets(config: FinetuneConfig) -> tuple[Sets, list[Problem]]:
         problems += found
         if is_train_good:
             problems += _of_set(config, task, name, others[name], labels)
+    if config.data.folds is not None:
+        parts = folds_of(train, config.data.folds, config.run.seed)
+        others["test"] = [e for e, i in zip(train, parts, strict=True) if i == config.data.fold]
+        train = [e for e, i in zip(train, parts, strict=True) if i != config.data.fold]
     if "dev" not in others:
         train, others["dev"] = split_dev(train, config.data.dev_fraction, config.run.seed)
         if is_train_good and not others["dev"]:
@@ -253,6 +266,7 @@ def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
     return [
         *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
         *check_robust(config.robust, config.task.kind),
+        *check_parallel(config.parallel, config.precision),
         *_check_data(config),
         *_check_model(config),
         *check_run_dir(config.run_dir),
@@ -271,9 +285,23 @@ def _check_data(config: FinetuneConfig) -> Iterator[Problem]:
         )
     sets, problems = read_sets(config)
     yield from problems or check_classes(config.robust, sets.labels)
+    yield from _check_folds(config.data, sets if not problems else None)
     total = config.total_steps(len(sets.train)) if not problems else 0
     if total:
         yield from check_schedule(config.schedule, total)
+
+
+def _check_folds(data: Data, sets: Sets | None) -> Iterator[Problem]:
+    folds = data.folds or 0
+    if data.folds is None:
+        if data.fold:
+            yield Problem("data.fold", "is of data.folds; give that, or remove the key")
+    elif data.fold >= folds:
+        yield Problem("data.fold", f"{data.fold} of {folds} folds; write {folds - 1} or less")
+    elif data.test is not None:
+        yield Problem("data.test", "a part of train is test (data.folds); remove one of the two")
+    elif sets is not None and not sets.test:
+        yield Problem("data.folds", f"{folds} parts are more than there are texts; write fewer")
 
 
 def _check_model(config: FinetuneConfig) -> Iterator[Problem]:

@@ -9,10 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from finetune import checkpoint
 from model.heads import Model
 from model.init import parameter_groups
 from runtime import dist
+from runtime.checkpoint.reader import TrainingState
 from runtime.dist import Ranks
+from runtime.engine import Engine
 from runtime.optim import build_optimizer
 from runtime.sections import Optim
 
@@ -42,6 +45,8 @@ class Replicas:
     groups: of the optimizer; None = those of the model's parameters that are trained.
     """
 
+    engine: Engine | None = None  # no rank holds anything that another lacks
+
     def __init__(
         self,
         net: Model,
@@ -66,6 +71,15 @@ class Replicas:
         self.optimizer = build_optimizer(groups, optim)
         self._max_grad_norm = optim.max_grad_norm or float("inf")
         self._model, self._optimizer = self._accelerator.prepare(net, self.optimizer)
+
+    @property
+    def forward(self) -> Model:
+        """What computes a pass."""
+        return self.module
+
+    def load(self, state: TrainingState) -> None:
+        """Go on with the moments of a checkpoint, whichever engine wrote it."""
+        checkpoint.load_optimizer(self.module, self.optimizer, state)
 
     def train_step(self, micro_batches: Sequence[Counted], total: int, lr: float) -> StepResult:
         """Step on the mean loss over the `total` labels that all ranks count together. Collective.

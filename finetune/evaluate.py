@@ -37,11 +37,15 @@ def outputs(
     order = longest_first(np.arange(len(data)), data.lengths)
     was_training = net.training
     net.eval()
+    # ZeRO-3 puts a layer together on all ranks at once, and outside inference mode.
+    is_cut = any(hasattr(parameter, "ds_id") for parameter in net.parameters())
     found: dict[int, Any] = {}
     for group in pieces(order, batch_size * ranks.world_size):
         beat()
         own = group[ranks.rank :: ranks.world_size]
-        rows = infer(net, task, data, own, ranks.device, pad_id) if len(own) else []
+        turn = own if len(own) or not is_cut else group[-1:]
+        rows = infer(net, task, data, turn, ranks.device, pad_id) if len(turn) else []
+        rows = rows if len(own) else []
         for indices, values in _exchange(own, rows):
             found.update(zip(indices, values, strict=True))
     net.train(was_training)
@@ -59,7 +63,7 @@ def infer(
 ) -> Outputs:
     """What the task keeps of these items, one batch."""
     batch = to_device(data.batch(indices, pad_id), device)
-    with torch.inference_mode():
+    with torch.no_grad():
         return task.infer(net, batch)
 
 

@@ -9,6 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from finetune import checkpoint
 from finetune.adapters.attach import without_decay
 from finetune.batches import Indices, Plan
@@ -20,9 +22,10 @@ from finetune.config import (
     model_directory,
     read_sets,
 )
-from finetune.devices import Counted, Replicas, resolve_precision, to_device
+from finetune.devices import Counted, resolve_precision, to_device
 from finetune.evaluate import outputs
 from finetune.models import load_model
+from finetune.parallel.trainer import Trainer, build_trainer, numel
 from finetune.robust.augment import Noise
 from finetune.robust.objectives import objective_of
 from finetune.tasks import task_of
@@ -58,7 +61,7 @@ class Session:
     dev: Encoded
     plan: Plan
     tokenizer: TextTokenizer
-    replicas: Replicas
+    replicas: Trainer
     progress: Progress
     saver: Saver
     beat: Callable[[], None]  # a sign of life for the watchdog
@@ -80,6 +83,11 @@ class Session:
     def net(self) -> Model:
         """The model that is scored."""
         return self.replicas.module
+
+    @property
+    def forward(self) -> Any:
+        """What computes a pass of it; under ZeRO all ranks must call it alike."""
+        return self.replicas.forward
 
     @property
     def purpose(self) -> checkpoint.Purpose:
@@ -137,7 +145,7 @@ class Session:
         config, metric = self.config, self.config.metric
         batch_size = config.micro_batch_size(self.ranks.world_size)
         found = outputs(
-            self.net,
+            self.forward,
             self.task,
             self.dev,
             self.ranks,
@@ -151,7 +159,8 @@ class Session:
         self.without_best += 1
         if score > self.best_score:
             self.best_score, self.best_step, self.without_best = score, self.step, 0
-            dist.together(partial(self._publish, scores[metric]), only_main=True)
+            parameters = self.gathered()
+            dist.together(partial(self._publish, scores[metric], parameters), only_main=True)
         loss = scores.pop("loss", None)
         named = {f"dev_{name}": value for name, value in scores.items()}
         named |= {} if loss is None else {"valid_loss": loss}
@@ -161,7 +170,15 @@ class Session:
         value = loss if metric == "loss" else scores[metric]
         self.progress.say(f"step {self.step}: dev {metric} {value:.4f}{told}{mark}")
 
-    def _publish(self, value: float) -> None:
+    def gathered(self) -> dict[str, Tensor]:
+        """Every parameter on the main rank, in host memory where ZeRO has cut it. Collective."""
+        engine = self.replicas.engine
+        if engine is None:
+            return dict(self.net.named_parameters()) if self.ranks.is_main else {}
+        names = engine.parameter_shapes().keys() if self.ranks.is_main else ()
+        return {name: p.to("cpu", copy=True) for name, p in engine.full_parameters(names)}
+
+    def _publish(self, value: float, parameters: dict[str, Tensor]) -> None:
         # A run that lost some steps in a crash may have published a better one in them.
         published = checkpoint.best_score(self.best)
         if published is None or self.best_score > published["dev_score"]:
@@ -169,6 +186,7 @@ class Session:
             checkpoint.publish_best(
                 self.best,
                 self.net,
+                parameters,
                 self.tokenizer,
                 self.purpose,
                 {**score, "dev_score": self.best_score},
@@ -194,7 +212,7 @@ class Session:
         saved = checkpoint.Saved(
             replicas.module, replicas.optimizer, self.tokenizer, self.purpose, self.ranks
         )
-        self.saver.save(self.step, saved, saved, state)
+        self.saver.save(self.step, replicas.engine or saved, saved, state)
         self.saved_step = self.step
 
     def record(self, **values: Any) -> None:
@@ -203,9 +221,10 @@ class Session:
             self.log.record(self.step, tokens_seen=self.tokens_seen, **values)
 
     def record_histograms(self) -> None:
-        """Tell the sinks how the values of every parameter are spread (main rank)."""
-        if self.log is not None and self.config.log.has_sinks:
-            for name, parameter in self.replicas.module.named_parameters():
+        """Tell the sinks how the values of every parameter are spread. Collective."""
+        if self.config.log.has_sinks:
+            for name, parameter in self.gathered().items():
+                assert self.log is not None  # the main rank alone has gathered any
                 self.log.histogram(self.step, f"parameters/{name}", Histogram.of(parameter))
 
 
@@ -236,7 +255,7 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     notes += prepare(net, decision.transfer, total_steps, is_resumed=resumed is not None)
     groups = without_decay(parameter_groups(net, config.optim, decision.transfer), net)
     objective = objective_of(config.robust, task.kind, labels, train.labels)
-    replicas = Replicas(net, config.optim, ranks, precision, groups=groups, objective=objective)
+    replicas = build_trainer(net, config, ranks, precision, groups, objective)
     progress = Progress(total_steps, stream=None if ranks.is_main else io.StringIO())
     directory = config.run_dir / "checkpoints"
     saver = Saver(directory, ranks, config.checkpoint, say=progress.say, beat=beat)
@@ -257,7 +276,8 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         )
     for line in [*_introduction(session, precision), *decision.reasons, *notes]:
         progress.say(line)
-    saver.look_ahead(12 * sum(p.numel() for p in net.parameters()))  # fp32, with two moments
+    # fp32, with two moments; under ZeRO with masters, too.
+    saver.look_ahead((12 if replicas.engine is None else 16) * sum(map(numel, net.parameters())))
     if resumed is not None:
         progress.say(f"resumed from {resumed.path}, step {session.step}")
     return session
@@ -333,16 +353,16 @@ def _restore(session: Session, resumed: CheckpointInfo) -> None:
         session.best_step = operator.index(state.values["best_step"])
         if session.best_step:
             session.best_score = float(state.values["best_score"])
-    checkpoint.load_optimizer(session.replicas.module, session.replicas.optimizer, state)
+    session.replicas.load(state)
 
 
 def _introduction(session: Session, precision: str) -> list[str]:
     config, ranks, sets = session.config, session.ranks, session.sets
-    size = sum(p.numel() for p in session.replicas.module.parameters()) / 1e6
+    size = sum(numel(p) for p in session.replicas.module.parameters()) / 1e6
     classes = f"; {len(sets.labels)} classes" if sets.labels else ""
     lines = [
         f"{session.replicas.module.config.family} model, {size:.2f} M parameters; {precision}, "
-        f"{ranks.world_size} × {device_name(ranks.device)}",
+        f"{config.parallel}, {ranks.world_size} × {device_name(ranks.device)}",
         f"{config.task.kind}: {len(sets.train):,} examples to train on, {len(sets.dev):,} for "
         f"dev, {len(sets.test or ()):,} for test{classes}; "
         f"{session.total_steps:,} steps, {session.plan.steps_per_epoch:,} per epoch; run directory "

@@ -100,6 +100,12 @@ class Engine:
         return StepResult(loss, grad_norm, applied, watch.seconds(), ratio)
 
     @property
+    def forward(self) -> nn.Module:
+        """What computes a pass of the module, with ZeRO-3's gathering. All ranks call it alike."""
+        wrapped: nn.Module = self._engine
+        return wrapped
+
+    @property
     def is_at_lowest_scale(self) -> bool | None:
         """Whether fp16's loss scale can't be lowered any more; None without fp16."""
         return None if self._scaler is None else self._scaler.cur_scale <= self._scaler.min_scale

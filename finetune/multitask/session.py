@@ -54,6 +54,11 @@ class Member(Session):
         return joint.part(self.name)
 
     @property
+    def forward(self) -> Model:
+        """What computes a pass of it."""
+        return self.net
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run is."""
         return self.whole is not None and self.whole.is_finished

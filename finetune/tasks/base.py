@@ -283,10 +283,7 @@ def split_dev(examples: Sequence[Any], fraction: float, seed: int) -> tuple[list
     A pure function of the seed, the texts and the classes, the same on every machine. Copies of a
     text stay on one side, and every class keeps at least one text for training.
     """
-    draws = [
-        hashlib.sha256(f"{seed}\0{example.text}".encode(errors="surrogatepass")).digest()
-        for example in examples
-    ]
+    draws = _draws(examples, seed)
     by_class: dict[str, list[bytes]] = {}
     for draw, example in zip(draws, examples, strict=True):
         by_class.setdefault(example.stratum, []).append(draw)
@@ -300,6 +297,30 @@ def split_dev(examples: Sequence[Any], fraction: float, seed: int) -> tuple[list
     for draw, example in zip(draws, examples, strict=True):
         (dev if draw < limits[example.stratum] else train).append(example)
     return train, dev
+
+
+def _draws(examples: Sequence[Any], seed: int) -> list[bytes]:
+    """A number for each example that depends on its text and the seed alone."""
+    return [
+        hashlib.sha256(f"{seed}\0{example.text}".encode(errors="surrogatepass")).digest()
+        for example in examples
+    ]
+
+
+def folds_of(examples: Sequence[Any], folds: int, seed: int) -> list[int]:
+    """The part, 0 to folds − 1, of each example: every class spread evenly over the parts.
+
+    A pure function of the seed, the texts and the classes. Copies of a text are in one part, so
+    that none is learned by the run that is tested on another.
+    """
+    draws = _draws(examples, seed)
+    stratum_of: dict[bytes, str] = {}
+    for draw, example in zip(draws, examples, strict=True):
+        stratum_of.setdefault(draw, example.stratum)
+    # Counted on from class to class: small classes must not all go to the first parts.
+    order = sorted(stratum_of, key=lambda draw: (stratum_of[draw], draw))
+    part_of = {draw: place % folds for place, draw in enumerate(order)}
+    return [part_of[draw] for draw in draws]
 
 
 def seen_in(examples: Sequence[Any], train: Sequence[Any]) -> list[bool]:

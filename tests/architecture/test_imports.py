@@ -37,6 +37,7 @@ ONE_PLACE = {
     "gigatoken": ("data_prep/tokenizer_fast.py",),
     "onnxruntime": ("finetune/use/export.py",),
     "opencc": ("data_prep/clean/",),
+    "optuna": ("finetune/search/study.py",),
     "py3langid": ("data_prep/clean/",),
     "pyarrow": ("data_prep/readers/",),
     "peft": ("finetune/adapters/",),

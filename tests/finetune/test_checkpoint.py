@@ -108,8 +108,8 @@ def test_the_best_is_replaced_whole(tmp_path, parts):
     net, _, tokenizer = parts
     best = tmp_path / "best"
     assert best_score(best) is None
-    publish_best(best, net, tokenizer, PURPOSE, score(5, 0.5))
-    publish_best(best, net, tokenizer, PURPOSE, score(9, 0.75))
+    publish_best(best, net, dict(net.named_parameters()), tokenizer, PURPOSE, score(5, 0.5))
+    publish_best(best, net, dict(net.named_parameters()), tokenizer, PURPOSE, score(9, 0.75))
     assert best_score(best) == score(9, 0.75)
     assert {p.name for p in tmp_path.iterdir()} == {"base", "base-tokenizer", "best"}
     settings = json.loads((best / "tokenizer_config.json").read_text())
@@ -119,7 +119,7 @@ def test_the_best_is_replaced_whole(tmp_path, parts):
 def test_a_crash_between_the_renames_loses_nothing(tmp_path, parts, monkeypatch):
     net, _, tokenizer = parts
     best = tmp_path / "best"
-    publish_best(best, net, tokenizer, PURPOSE, score(5, 0.5))
+    publish_best(best, net, dict(net.named_parameters()), tokenizer, PURPOSE, score(5, 0.5))
     real = type(best).rename
 
     def crash(self, target):
@@ -130,7 +130,9 @@ def test_a_crash_between_the_renames_loses_nothing(tmp_path, parts, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(type(best), "rename", crash)
         with pytest.raises(KeyboardInterrupt):
-            publish_best(best, net, tokenizer, PURPOSE, score(9, 0.75))
+            publish_best(
+                best, net, dict(net.named_parameters()), tokenizer, PURPOSE, score(9, 0.75)
+            )
     assert not best.exists()
     recover_best(best)
     assert best_score(best)["step"] == 5

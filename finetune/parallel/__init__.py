@@ -1,0 +1,1 @@
+"""How a fine-tuning run is spread over its ranks: replicas, or DeepSpeed's ZeRO."""
