@@ -114,6 +114,8 @@ class MultitaskConfig(Config):
         taken = [name for name in names if name in ("checkpoints", "tensorboard", "wandb")]
         if taken:
             raise ValueError(f"{taken[0]!r} is a directory of the run itself; choose another name")
+        if self.transfer.strategy == "auto":
+            raise ValueError("transfer.strategy: auto judges one task; choose a strategy for all")
         return self
 
 

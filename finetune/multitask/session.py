@@ -20,6 +20,7 @@ from finetune.robust.objectives import objective_of
 from finetune.session import Session, fingerprints, initial_model, tidy
 from finetune.tasks import task_of
 from finetune.tokenizer import TextTokenizer
+from finetune.transfer.advice import Decision
 from finetune.transfer.layers import parameter_groups, prepare
 from model.heads import Model
 from model.hf.shards import Create
@@ -214,7 +215,7 @@ def start(config: MultitaskConfig, ranks: Ranks, beat: Callable[[], None]) -> Jo
     members = {
         name: Member(
             *(parts.config, ranks, parts.task, parts.sets, parts.train, parts.dev, parts.plan),
-            *(parts.tokenizer, replicas, progress, saver, beat),
+            *(parts.tokenizer, replicas, progress, saver, beat, Decision(config.transfer)),
             name=name,
         )
         for name, parts in made.items()

@@ -97,7 +97,7 @@ class Sharded:
         The weights are those that the model was loaded with, unless there are fp32 masters.
         """
         has_masters = state.holds(MASTER)
-        own = {} if has_masters else dict(self._masters())
+        own: dict[Any, torch.Tensor] = {} if has_masters else dict(self._masters())
 
         def read(name: str, key: str, start: int, numel: int) -> torch.Tensor:
             if key == MASTER and not has_masters:

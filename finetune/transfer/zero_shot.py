@@ -16,8 +16,9 @@ from torch import Tensor
 
 from finetune.models import Opened
 from finetune.tasks.base import Encoded, Outputs, join
-from finetune.tasks.classification import Classification, TextExample
+from finetune.tasks.classification import Classification
 from finetune.tasks.config import TaskKeys
+from finetune.tasks.texts import TextExample
 from finetune.tokenizer import TextTokenizer
 from model import load_pretrained
 from model.heads import LanguageModel
