@@ -7,8 +7,13 @@ import pytest
 from tests.architecture.source import ROOMS, sources
 from tests.security.gate import READS_PICKLES, offences
 
-# Measures what torch.save and its like do under faults, with files that it has written itself.
-PEERS = ("benchmarks/fault_peers.py", "benchmarks/faults.py")
+# They measure what peers do: torch.save and its like under faults, with files that they have written
+# themselves, and transformers' Trainer on a local directory.
+PEERS = (
+    "benchmarks/fault_peers.py",
+    "benchmarks/faults.py",
+    "benchmarks/finetune_throughput.py",
+)
 
 
 def code():
