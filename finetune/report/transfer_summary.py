@@ -49,8 +49,12 @@ def summarise(results: Results, metric: str, overrides: Mapping[str, Sequence[st
 
 def _way(name: str, runs: list[Result], metric: str, overrides: list[str]) -> dict[str, Any]:
     parts: dict[str, list[dict[str, float]]] = {
-        part: [run[part] for run in runs if part in run] for part in ("scores", "seen", "unseen")
+        "scores": [run["scores"] for run in runs],
+        "seen": [run["seen"] for run in runs if "seen" in run],
+        "unseen": [found for run in runs if (found := _unseen(run))],
     }
+    if not parts["seen"]:
+        del parts["unseen"]  # says what scores does
     firsts = [run["curve"][0] for run in runs if run.get("curve")]
     return {
         "name": name,
@@ -65,6 +69,11 @@ def _way(name: str, runs: list[Result], metric: str, overrides: list[str]) -> di
         "metric": metric,
         "runs": runs,
     }
+
+
+def _unseen(run: Result) -> dict[str, float]:
+    """The scores of the examples that are not in train: all, where a seed's draw has none."""
+    return run["scores"] if run["seen_in_train"] == 0 else run.get("unseen", {})
 
 
 def _spread_of(name: str, values: Sequence[float]) -> dict[str, Any]:
@@ -202,9 +211,9 @@ def _about_leaks(results: Results, metric: str) -> list[str]:
             f"up to {most} of {runs[0]['examples']} {runs[0]['split']} examples are in train too, "
             "word for word; the columns seen and unseen count them apart"
         )
-    for name in (SCRATCH, TFIDF):
+    for name in (SCRATCH, TFIDF) if runs else ():
         pairs = [
-            {s: r["unseen"][metric] for s, r in results.get(w, {}).items() if "unseen" in r}
+            {s: found[metric] for s, r in results.get(w, {}).items() if (found := _unseen(r))}
             for w in (PRETRAINED, name)
         ]
         compared = difference(*pairs)

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 
 from finetune.__main__ import main
 from finetune.report import transfer_runs
+from finetune.report.transfer_summary import summarise
 from runtime.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED
 from tests.finetune.toys import SIGNS, config_file, read_report, records
 from tests.processes import environment
@@ -162,6 +163,21 @@ def test_leaked_examples_are_counted_apart(tmp_path, started):
         both = 10 * run["seen"]["accuracy"] + 30 * run["unseen"]["accuracy"]
         assert both / 40 == pytest.approx(run["scores"]["accuracy"])
     assert any("10 of 40 test examples are in train too" in line for line in report["findings"])
+
+
+def test_unseen_examples_of_a_seed_without_a_leak_are_all():
+    def result(score, **leak):
+        return {"scores": {"accuracy": score}, "curve": [], "examples": 9, "split": "test",
+                "seen_in_train": 0, "best_step": 1, **leak}  # fmt: skip
+
+    leak = {"seen_in_train": 1, "seen": {"accuracy": 1.0}}
+    ours = {0: result(0.9), 1: result(0.8, **leak, unseen={"accuracy": 0.6})}
+    theirs = {0: result(0.5), 1: result(0.6, **leak, unseen={"accuracy": 0.3})}
+    found = summarise({"pretrained": ours, "tfidf": theirs}, "accuracy", {})
+    assert found["ways"][0]["unseen"]["accuracy"]["mean"] == pytest.approx(0.75)
+    assert found["ways"][0]["seen"]["accuracy"]["n"] == 1
+    told = "on unseen examples alone, pretrained − TF-IDF + logistic regression: +0.3500 ± 0.0500"
+    assert told in found["findings"]
 
 
 def test_a_failed_run_is_one_line(tmp_path, monkeypatch, capsys):
