@@ -1,7 +1,7 @@
 """The fine-tuning config, and every check that needs no torch and no process group."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -251,6 +251,13 @@ def model_directory(path: Path) -> Path:
 def class_names(shape: ModelConfig) -> dict[int, str]:
     """The classes of a model by number; `model` leaves Hugging Face's default names out."""
     return shape.id2label or {i: f"LABEL_{i}" for i in range(shape.num_labels)}
+
+
+def head_of(config: FinetuneConfig, labels: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The model's head for the task, and what its shape needs, as keys of ModelConfig."""
+    task = task_of(config.task)
+    head = task.head_of(read_config(model_directory(Path(config.model))))
+    return head, task.head_settings(labels)
 
 
 def checkpoints_directory(path: Path) -> Path:

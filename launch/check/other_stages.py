@@ -8,9 +8,8 @@ from pathlib import Path
 from data_prep.config import DataPrepConfig
 from data_prep.config import check as check_data
 from data_prep.input_config import BUILTIN, DATASETS, expand
-from finetune.config import FinetuneConfig, model_directory, read_sets
+from finetune.config import FinetuneConfig, head_of, model_directory, read_sets
 from finetune.config import check as check_run
-from finetune.tasks import task_of
 from launch.check.report import Report, Row, Section
 from launch.check.target import target_of
 from launch.plan.quantities import count_text
@@ -41,10 +40,9 @@ def check_finetuning(path: Path, overrides: Sequence[str], options: argparse.Nam
         return report
     sets, _ = read_sets(config)
     shape = read_config(model_directory(Path(config.model)))
-    task = task_of(config.task)
-    settings = task.head_settings(sets.labels)
+    head, settings = head_of(config, sets.labels)
     shape = shape.model_copy(update={"num_labels": settings.get("num_labels", shape.num_labels)})
-    size, steps = parameters(shape, task.head), config.total_steps(len(sets.train))
+    size, steps = parameters(shape, head), config.total_steps(len(sets.train))
     rows[0] = Row("model", f"{config.model}: {shape.family}, {count_text(size)} parameters")
     rows += [
         Row("data", f"{len(sets.train):,} texts to learn from, {len(sets.dev):,} to "
@@ -57,7 +55,7 @@ def check_finetuning(path: Path, overrides: Sequence[str], options: argparse.Nam
         config.task.max_length,
         config.micro_batch_size(target.ranks),
         dtype="fp32",
-        head=task.head,
+        head=head,
         zero_stage=0,
     )
     rows.append(

@@ -128,7 +128,6 @@ def test_launch_imports_only_configs_of_the_stages() -> None:
         "data_prep.shards",
         "data_prep.verify",
         "finetune.config",
-        "finetune.tasks",
         "model.config",
         "model.describe",
         "model.flops",
