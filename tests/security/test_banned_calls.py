@@ -7,7 +7,7 @@ import pytest
 from tests.architecture.source import ROOMS, sources
 from tests.security.gate import READS_PICKLES, offences
 
-# They measure what peers do: torch.save and its like under faults, with files that they have written
+# They measure what peers do: torch.save and its like under faults, with files that they wrote
 # themselves, and transformers' Trainer on a local directory.
 PEERS = (
     "benchmarks/fault_peers.py",
