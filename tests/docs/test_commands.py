@@ -9,6 +9,7 @@ import yaml
 
 from data_prep.config import DataPrepConfig
 from finetune.config import FinetuneConfig
+from finetune.multitask.config import MultitaskConfig
 from pretrain.config import PretrainConfig
 from runtime.config import load
 from tests.docs.exceptions import COVERED, LAUNCHED, PRINTED, REPLACED, SMALLER
@@ -112,6 +113,8 @@ def _load(block: Block, folder: Path) -> None:
     if keys & {"input", "clean", "dedup", "decontaminate", "tokenizer", "slurm", "executor"}:
         rest = [] if "input" in keys else ["input.paths=[x]", "output=y"]
         load(DataPrepConfig, path, rest)
+    elif "tasks" in keys:
+        load(MultitaskConfig, path)
     elif keys & {"task", "epochs", "patience"}:
         load(FinetuneConfig, path)
     else:
