@@ -39,7 +39,8 @@ def adapted(directory, kind, family="modernbert", head="sequence", **keys):
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                # rslora's scale is the root of the rank times as large: fp32 has as many digits.
+                parameter.add_(torch.randn_like(parameter) * (0.1 if kind == "rslora" else 0.3))
     net.eval()
     out = directory / "adapter"
     out.mkdir()
