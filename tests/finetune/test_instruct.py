@@ -300,7 +300,7 @@ def run_config(directory, **changes):
 
 def test_a_run_learns_to_answer_and_to_stop(tmp_path, capsys):
     path = run_config(
-        tmp_path, epochs=None, steps=300, evaluate__every_steps=100, optim__lr=4e-3,
+        tmp_path, epochs=None, steps=600, evaluate__every_steps=200, optim__lr=4e-3,
         task__template="dialogue", schedule__warmup_steps=5,
     )  # fmt: skip
     assert finetune(path) == 0
