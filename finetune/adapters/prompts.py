@@ -136,8 +136,8 @@ class Prefix(nn.Module):
         width = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim
         self.prompt_embeddings = nn.Parameter(torch.randn(count, width))
 
-    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (1, kv heads, tokens, head_dim) of a layer."""
+    def forward(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Find keys and values (1, kv heads, tokens, head_dim) of a layer."""
         keys, values = self.prompt_embeddings.view(self.sizes)[:, layer].unbind(1)
         return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
@@ -188,9 +188,7 @@ class _Widened:
         if mask is None:
             everything = torch.ones(queries, length, dtype=torch.bool, device=q.device)
             mask = everything.tril(length - queries)[None, None]
-        own = (
-            t.to(k.dtype).expand(len(k), -1, -1, -1) for t in self.prefix.of_layer(attention.layer)
-        )
+        own = (t.to(k.dtype).expand(len(k), -1, -1, -1) for t in self.prefix(attention.layer))
         first_k, first_v = own
         k, v = torch.cat((first_k, k), 2), torch.cat((first_v, v), 2)
         groups = attention.n_heads // attention.n_kv_heads

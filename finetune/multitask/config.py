@@ -114,8 +114,6 @@ class MultitaskConfig(Config):
         taken = [name for name in names if name in ("checkpoints", "tensorboard", "wandb")]
         if taken:
             raise ValueError(f"{taken[0]!r} is a directory of the run itself; choose another name")
-        if self.transfer.strategy == "auto":
-            raise ValueError("transfer.strategy: auto judges one task; choose a strategy for all")
         return self
 
 
@@ -136,6 +134,9 @@ def check_all(config: MultitaskConfig, world_size: int) -> list[Problem]:
         for problem in check(member, world_size):
             found[_placed(problem, place)] = None
     problems = list(found)
+    if config.transfer.strategy == "auto":
+        wanted = "auto measures one task; choose full, head, partial or architecture for several"
+        problems.append(Problem("transfer.strategy", wanted))
     if not problems:
         sizes = [len(read_sets(member)[0].train) for member in config.members.values()]
         problems += check_schedule(config.schedule, total_steps(config, sizes))

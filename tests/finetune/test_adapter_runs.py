@@ -127,4 +127,4 @@ def test_an_adapter_is_no_model_to_start_from(tmp_path):
     with pytest.raises(UserError, match="nothing to merge"):
         merge([str(tmp_path / "base"), str(tmp_path / "o")])
     with pytest.raises(UserError, match="first make one"):
-        prune([str(tmp_path / "run"), str(tmp_path / "pruned")])
+        prune([str(tmp_path / "run"), str(tmp_path / "pruned"), "--sparsity", "0.5"])

@@ -221,12 +221,14 @@ def test_mistakes_are_told_where_they_are_written(tmp_path, capsys):
     values["tasks"][1]["data"]["train"] = "nowhere.jsonl"
     values["tasks"][0]["metric"] = "acuracy"
     values["tasks"][0]["robust"] = {"class_weights": {"horse": 2.0}}
+    values["transfer"] = {"strategy": "auto"}
     path.write_text(yaml.safe_dump(values))
     assert multitask(path) == 2
     told = capsys.readouterr().err
     assert "tasks.1.data.train: nowhere.jsonl: no such file" in told
     assert "tasks.0.metric: task classification has no score 'acuracy'; did you mean" in told
     assert "tasks.0.robust.class_weights: train has no class 'horse'" in told
+    assert "transfer.strategy: auto measures one task; choose full" in told
     assert not (tmp_path / "run").exists()
 
 

@@ -183,9 +183,9 @@ def test_seeds_give_mean_and_deviation(tmp_path, in_process):
             np.std(values, ddof=1)
         )
     assert len(set(summary["scores"]["loss"]["values"])) == 3
-    before = (out / "seed_7" / "metrics.jsonl").stat().st_mtime_ns
+    before = (out / "seed_7" / "best" / "config.json").stat().st_mtime_ns
     assert main(["seeds", str(config), "--seeds", "3", "--out", str(out)]) == 0
-    assert (out / "seed_7" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert (out / "seed_7" / "best" / "config.json").stat().st_mtime_ns == before
     assert "already finished" in (out / "seed_7.log").read_text()
 
 

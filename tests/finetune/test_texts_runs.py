@@ -121,4 +121,7 @@ def test_a_causal_model_has_no_choices(tmp_path, capsys):
     files(tmp_path, lambda n, _: [{"text": "w1", "choices": ["w2", "w3"], "label": 0}] * n)
     checkpoint(tmp_path / "base")
     assert finetune(config_file(tmp_path, task__kind="choice")) == 2
-    assert "task.kind: choice: models of family llama have no head" in capsys.readouterr().err
+    assert (
+        "a llama model has no head 'choice', which task.kind: choice needs"
+        in capsys.readouterr().err
+    )

@@ -102,8 +102,9 @@ def test_evaluate_says_what_the_run_s_report_says(tmp_path):
     out = tmp_path / "out"
     assert main(["evaluate", member, str(tmp_path / "test.jsonl"), "--output", str(out)]) == 0
     found, expected = read_report(out), read_report(tmp_path / "run0")
-    for name in ("accuracy", "macro_f1", "loss", "confusion_matrix"):
+    for name in ("accuracy", "macro_f1", "confusion_matrix"):
         assert found[name] == expected[name], name
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6)  # in batches of another size
 
 
 def zero_shot(directory, data, out, *options):

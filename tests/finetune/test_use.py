@@ -132,10 +132,14 @@ def test_questions_out_of_scope_get_their_nearest(folder, tmp_path, capsys):
     gold = [1] * len(asked["known"]) + [0] * len(asked["unknown"])
     expected = roc_auc_score(gold, asked["known"] + asked["unknown"])
     assert content["test"]["auroc"] == pytest.approx(expected, abs=1e-3)  # rounded to 6 digits
-    asked = write_jsonl(tmp_path / "asked.jsonl", [{"text": "w1 w2 w3"}, *animal_texts(20, 4)])
+    questions = write_jsonl(tmp_path / "asked.jsonl", [{"text": "w1 w2"}, *animal_texts(20, 4)])
     output = tmp_path / "said.jsonl"
-    predict = ["predict", str(folder / "run"), str(asked), "--output", str(output), "--intents"]
+    predict = ["predict", str(folder / "run"), str(questions), "--output", str(output)]
     assert main(predict) == 0
+    rows = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    content["threshold"] = float(np.median([row["probability"] for row in rows]))
+    (folder / "run/best/intents.json").write_bytes(orjson.dumps(content))
+    assert main([*predict, "--intents"]) == 0
     rows = [orjson.loads(line) for line in output.read_bytes().splitlines()]
     outside = [row for row in rows if row["intent"] == "out_of_scope"]
     assert {row["probability"] < content["threshold"] for row in outside} == {True}

@@ -28,9 +28,21 @@ SHAPE = {
 }
 
 
+def forget_groups():
+    """DeepSpeed keeps process groups in globals; each run here makes one anew, and ends it."""
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups
+
+    comm.cdb = None
+    groups._WORLD_GROUP = None
+    groups.mesh_device = None
+
+
 def trained(tmp_path, name, *overrides, stage="none", **changes):
     """A run of that name under a stage; on the same name it is gone on with."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    if stage != "none":
+        forget_groups()
     settings = {**SHAPE, "parallel__zero_stage": stage, "run__dir": str(tmp_path / name), **changes}
     assert finetune(config_file(tmp_path, **settings), *overrides) == 0
     return tmp_path / name
