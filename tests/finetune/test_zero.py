@@ -83,7 +83,9 @@ def test_a_run_goes_on_under_another_engine(tmp_path, chain):
     for stage, steps in zip(chain, (3, 6, 8), strict=True):
         chained = trained(tmp_path, "chained", stage=stage, steps=steps)
     assert records(chained, "loss") == pytest.approx(records(straight, "loss"), abs=1e-6)
-    assert same(weights(chained), weights(straight), tolerance=1e-4)
+    # Not the best models: a run that is cut is also scored where it was cut.
+    last = "checkpoints/step_00000008"
+    assert same(weights(chained, last), weights(straight, last), tolerance=1e-4)
 
 
 def test_bf16_goes_on_from_its_masters(tmp_path):
