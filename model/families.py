@@ -108,7 +108,7 @@ TRAITS: dict[str, Traits] = {
         rope_theta=1e6,
     ),
     "bert": _family(
-        ("pretraining", *_ENCODER_HEADS),
+        ("masked_lm", "pretraining", *_ENCODER_HEADS[1:]),
         choices={"mlp": _PLAIN_MLPS, "type_vocab_size": None, "tie_embeddings": (True,)},
         **_ENCODER,
         norm_place="post",
