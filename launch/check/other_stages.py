@@ -19,7 +19,7 @@ from model.hf.config import read_config
 from model.memory import training_memory
 from runtime.config import Problem, load
 
-_ELSEWHERE = ("data", "model", "task.max_length", "input.", "decontaminate.")
+_ELSEWHERE = ("data", "model", "task.max_length", "input.", "decontaminate.", "tokenizer.path")
 
 
 def check_finetuning(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> Report:
