@@ -58,21 +58,48 @@ def write_files(folder: Path) -> None:
         (data / name).mkdir()
         for split, step in (("train", 1), ("dev", 21), ("val", 21), ("test", 31)):
             _write(data / f"{name}/{split}.jsonl.gz", labelled[::step])
-    (data / "stsb").mkdir()
     for split, step in (("train", 1), ("dev", 21), ("test", 31)):
-        for language in ("en", "zh"):
-            alike = [f"text {n},another {n % 7},{n % 6}.0\n" for n in range(0, 240, step)]
-            (data / f"stsb/{language}-{split}.csv").write_text("".join(alike))
         _write(data / f"reviews.{split}.jsonl", labelled[::step])
-    sums = [{"question": f"{n} and {n}?", "answer": f"#### {2 * n}"} for n in range(60)]
-    (data / "gsm8k").mkdir()
-    _write(data / "gsm8k/train.jsonl.gz", sums)
-    _write(data / "gsm8k/test.jsonl.gz", sums[:8])
+    _write_tasks(data)
     (folder / "hosts.txt").write_text("node1 slots=8\nnode2 slots=8\n")
     (folder / "my-tasks").mkdir()
     questions = [{"question": "Two and two are", "choices": ["four", "five"], "answer": 0}]
     _write(folder / "my-tasks/my_task.jsonl", questions * 4)
     _write(data / "new-texts.jsonl", [{"text": row["text"]} for row in labelled[:6]])
+
+
+def _write_tasks(data: Path) -> None:
+    """Write what the configs of the other tasks name."""
+    for name in ("stsb", "gsm8k", "wnut17", "crossner/politics", "cmrc2018", "xquad"):
+        (data / name).mkdir(parents=True)
+    for split, step in (("train", 1), ("dev", 21), ("test", 31)):
+        for language in ("en", "zh"):
+            alike = [f"text {n},another {n % 7},{n % 6}.0\n" for n in range(0, 480, step)]
+            (data / f"stsb/{language}-{split}.csv").write_text("".join(alike))
+    sums = [{"question": f"{n} and {n}?", "answer": f"#### {2 * n}"} for n in range(480)]
+    _write(data / "gsm8k/train.jsonl.gz", sums)
+    _write(data / "gsm8k/test.jsonl.gz", sums[:8])
+    sentences = "".join(f"Ada\tB-person\nis\tO\nin\tO\nX{n}\tB-location\n\n" for n in range(480))
+    for name in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"):
+        (data / "wnut17" / name).write_text(sentences)
+    for name in ("train.txt", "dev.txt", "test.txt"):
+        (data / "crossner/politics" / name).write_text(sentences)
+    asked = [
+        {
+            "context": f"The answer is number {n}.",
+            "qas": [
+                {
+                    "id": str(n),
+                    "question": "What is it?",
+                    "answers": [{"text": f"number {n}", "answer_start": 14}],
+                }
+            ],
+        }
+        for n in range(960)
+    ]
+    content = json.dumps({"data": [{"title": "made", "paragraphs": asked}]})
+    for name in ("cmrc2018/cmrc2018_dev", "cmrc2018/cmrc2018_trial", "xquad/xquad.en"):
+        (data / f"{name}.json").write_text(content)
 
 
 def write_models(models: Path) -> None:
