@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
             "directory is what vLLM and transformers serve",
             status=EXIT_BAD_INPUT,
         )
+    if opened.task.head == "span" or opened.task.keys.pair_key is not None:
+        _refuse_segments(opened, options.directory)
     data = scoring.read_labelled(opened, options.data) if options.data else None
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / MODEL
@@ -84,6 +86,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--data", type=Path, metavar="FILE", help="labelled file: compare scores and time too"
     )
     return parser.parse_args(arguments)
+
+
+def _refuse_segments(opened: Opened, directory: Path) -> None:
+    """The file takes token ids and their mask: a model told the second text by its segments."""
+    if opened.net.config.type_vocab_size > 1:
+        raise UserError(
+            f"{directory}: a {opened.net.config.family} model tells two texts apart by "
+            "token_type_ids, which the exported file would not take; export one without segments",
+            status=EXIT_BAD_INPUT,
+        )
 
 
 def _libraries() -> ModuleType:

@@ -15,7 +15,7 @@ from finetune.use import export, intents, monitor
 from finetune.use.prune import kept, matrices
 from finetune.use.retrieval import Retrieval
 from model import load_pretrained
-from tests.finetune.toys import animal_texts, config_file, finetune, write_jsonl
+from tests.finetune.toys import animal_texts, checkpoint, config_file, finetune, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,17 @@ def test_an_onnx_file_that_differs_is_not_kept(folder, tmp_path, monkeypatch, ca
     assert main(["export", str(folder / "run"), str(tmp_path / "onnx")]) == 1
     assert "its logits differ from torch's by nan" in capsys.readouterr().err
     assert not (tmp_path / "onnx/model.onnx").exists()
+
+
+def test_a_pair_told_by_segments_is_not_exported(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    checkpoint(tmp_path / "base", family="bert")
+    rows = [{**row, "pair": "w1"} for row in animal_texts(30)]
+    for name in ("train", "dev", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    assert finetune(config_file(tmp_path, task__pair_key="pair", epochs=1)) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "onnx")]) == 2
+    assert "tells two texts apart by token_type_ids" in capsys.readouterr().err
 
 
 # --- pruning
