@@ -68,16 +68,7 @@ def _average(gold: Classes, predicted: Classes, average: str) -> dict[str, float
 
 def report_text(gold: Classes, predicted: Classes, names: Sequence[str]) -> str:
     """Return the same as a table for people, of the classes that occur."""
-    present = sorted({*gold.tolist(), *predicted.tolist()})
-    text: str = classification_report(
-        gold,
-        predicted,
-        labels=present,
-        target_names=[names[i] for i in present],
-        digits=4,
-        zero_division=0,
-    )
-    return text
+    return _table(gold, predicted, sorted({*gold.tolist(), *predicted.tolist()}), names)
 
 
 def set_scores(gold: Sets, predicted: Sets) -> dict[str, float]:
@@ -122,6 +113,10 @@ def set_report_text(gold: Sets, predicted: Sets, names: Sequence[str]) -> str:
     present = np.flatnonzero(gold.any(0) | predicted.any(0)).tolist()
     if not present:
         return "no text has a class, and none is predicted\n"
+    return _table(gold, predicted, present, names)
+
+
+def _table(gold: Any, predicted: Any, present: list[int], names: Sequence[str]) -> str:
     text: str = classification_report(
         gold,
         predicted,

@@ -64,7 +64,7 @@ class TextTokenizer:
         self._settings = _read_settings(directory)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self.mask_id = next(self._named("mask_token"), None)
+        self.mask_id = self.id_of("mask_token")
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.pad_id = self._find_pad(config)
         self.shape = config

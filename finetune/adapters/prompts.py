@@ -55,9 +55,7 @@ class PromptedEmbedding(nn.Module):
 
 def _attach_prompt(net: Model, count: int) -> None:
     table = net.trunk.token_embedding
-    net.trunk.token_embedding = PromptedEmbedding(  # type: ignore[assignment]
-        table, count, net.config.vocab_size
-    )
+    net.trunk.add_module("token_embedding", PromptedEmbedding(table, count, net.config.vocab_size))
     first = table.num_embeddings
     net.register_forward_pre_hook(partial(_lengthen, first=first, count=count), with_kwargs=True)
     net.register_forward_hook(partial(_shorten, count=count), with_kwargs=True)

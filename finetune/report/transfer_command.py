@@ -12,7 +12,7 @@ from finetune.config import FinetuneConfig, Sets, read_sets
 from finetune.report import blocks, simple_ways
 from finetune.report.transfer_page import page
 from finetune.report.transfer_plan import Plan, check_plan, ways_of
-from finetune.report.transfer_runs import InterruptedRunError, run
+from finetune.report.transfer_runs import run
 from finetune.report.transfer_summary import Results, summarise
 from runtime.config import ConfigError, load
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, EXIT_PREEMPTED, UserError
@@ -36,9 +36,6 @@ def main(arguments: list[str]) -> int:
                 plan, seed, results, stop, place=f"seed {seed}, {number} of {len(plan.seeds)}"
             )
             _write(plan, config, results)
-    except InterruptedRunError:
-        print("stopped; run the same command again to go on", flush=True)
-        return EXIT_PREEMPTED
     finally:
         stop.restore()
     print(f"wrote {plan.output / 'transfer.html'}")
@@ -101,7 +98,7 @@ def _run_seed(plan: Plan, seed: int, results: Results, stop: StopRequest, place:
             _say(place, name, found, config.metric)
     for way in plan.ways:
         if stop.check():
-            raise InterruptedRunError
+            raise UserError("stopped; run the same command again to go on", status=EXIT_PREEMPTED)
         results[way.name][seed] = run(plan, way, seed, stop)
         _say(place, way.name, results[way.name][seed], config.metric)
 

@@ -1,10 +1,6 @@
 """The runs of a transfer report, one process after the other, and what each has found."""
 
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,13 +9,12 @@ import orjson
 
 from finetune.config import FinetuneConfig
 from finetune.report.transfer_plan import Plan, Way
+from finetune.runs import carry_out, last_words
 from finetune.tasks import task_of
 from finetune.tasks.base import LOWER_IS_BETTER
-from runtime.errors import EXIT_PREEMPTED, UserError
+from runtime.errors import EXIT_FAILED, EXIT_PREEMPTED, UserError
 from runtime.records import read_metrics
 from runtime.signals import StopRequest
-
-_POLL_S = 0.2
 
 
 class Result(TypedDict, total=False):
@@ -39,22 +34,18 @@ class Result(TypedDict, total=False):
     seconds: float
 
 
-class InterruptedRunError(Exception):
-    """Somebody asked to stop; what is finished stays."""
-
-
 def run(plan: Plan, way: Way, seed: int, stop: StopRequest) -> Result:
-    """Train one way with one seed, unless it is done. Raises UserError, or InterruptedRunError."""
+    """Train one way with one seed, unless it is done. Raises UserError, status 75 when stopped."""
     directory = plan.run_dir(way, seed)
     if not _is_done(directory):
         log = plan.output / "logs" / f"{directory.name}.txt"
-        log.parent.mkdir(exist_ok=True)
-        overrides = plan.overrides_of(way, seed)
-        status = _train([sys.executable, "-m", "finetune", str(plan.file), *overrides], log, stop)
-        if stop.check() or status == EXIT_PREEMPTED:
-            raise InterruptedRunError
+        status = carry_out([str(plan.file), *plan.overrides_of(way, seed)], 1, log, stop)
         if status or not _is_done(directory):
-            raise UserError(f"{way.name}, seed {seed}: the run failed: {_last_line(log)} ({log})")
+            told = f"{way.name}, seed {seed}: the run failed: {last_words(log)} ({log})"
+            # A run that was told to stop by somebody else has saved, and can go on.
+            raise UserError(
+                told, status=EXIT_PREEMPTED if status == EXIT_PREEMPTED else EXIT_FAILED
+            )
     if not plan.keeps_models:
         for part in ("checkpoints", "best"):
             shutil.rmtree(directory / part, ignore_errors=True)
@@ -63,32 +54,6 @@ def run(plan: Plan, way: Way, seed: int, stop: StopRequest) -> Result:
 
 def _is_done(directory: Path) -> bool:
     return all((directory / name).is_file() for name in ("report.json", "predictions.jsonl"))
-
-
-def _train(command: Sequence[str], log: Path, stop: StopRequest) -> int:
-    """Run a training process to its end; pass on that it shall stop. Returns its status."""
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            is_told = False
-            while process.poll() is None:
-                if stop.check() and not is_told:
-                    process.send_signal(signal.SIGTERM)  # it saves, and leaves
-                    is_told = True
-                time.sleep(_POLL_S)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            status = process.wait()
-    return status
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    told = [line for line in lines if line.startswith("error: ")] or [li for li in lines if li]
-    return told[-1].removeprefix("error: ") if told else "it said nothing"
 
 
 def read_result(directory: Path, config: FinetuneConfig, seed: int) -> Result:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import BEST, FinetuneConfig, check
+from finetune.runs import carry_out, last_words, override, refuse_launcher
 from finetune.search.results import shown_score, table, write_results
-from finetune.search.runs import carry_out, last_words, override, refuse_launcher
 from finetune.search.space import Dimension, read_space
 from finetune.search.study import PRUNERS, SAMPLERS, Row, Settings, Study, Trial, import_optuna
 from runtime.config import ConfigError, flat, load

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from finetune.config import FinetuneConfig, check, read_sets
-from finetune.search.runs import carry_out, last_words, override, refuse_launcher
+from finetune.runs import carry_out, last_words, override, refuse_launcher
 from finetune.tasks import task_of
 from runtime.config import load
 from runtime.errors import EXIT_FAILED, EXIT_OK, UserError

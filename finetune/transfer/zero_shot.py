@@ -205,7 +205,7 @@ def open_zero_shot(
         ) from error
     assert isinstance(net, LanguageModel)
     tokenizer = TextTokenizer(directory, net.config)
-    mask_id = None if net.config.causal else tokenizer.id_of("mask_token")
+    mask_id = None if net.config.causal else tokenizer.mask_id
     if mask_id is None and not net.config.causal:
         raise UserError(
             f"{directory}: its tokenizer has no mask token to put in the answer's place; name it "

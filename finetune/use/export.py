@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import logging
 import shutil
@@ -24,7 +25,7 @@ MODEL, INT8 = "model.onnx", "model_int8.onnx"
 _HEADS = ("sequence", "token", "span")
 _TOLERANCE = 1e-4  # of logits in fp32
 _KEPT = ("config.json", TASK_FILE, "tokenizer.json", "tokenizer_config.json")
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_INPUTS = ("input_ids", "attention_mask")
 
 
 def main(arguments: list[str]) -> int:
@@ -99,15 +100,16 @@ def _refuse_segments(opened: Opened, directory: Path) -> None:
 
 
 def _libraries() -> ModuleType:
-    try:
-        import onnxruntime.quantization as quantization
-        import onnxscript  # noqa: F401  torch's exporter needs it, and says so late
-    except ImportError as error:
-        raise UserError(
-            f"export needs the package {error.name}; pip install 'ingot[export]'",
-            status=EXIT_BAD_INPUT,
-        ) from error
-    found: ModuleType = quantization
+    # torch's exporter needs onnx and onnxscript, and says so late.
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"export needs the package {name}; pip install 'ingot[export]'",
+                status=EXIT_BAD_INPUT,
+            )
+    import onnxruntime.quantization
+
+    found: ModuleType = onnxruntime.quantization
     return found
 
 
@@ -136,7 +138,7 @@ def _export(opened: Opened, path: Path) -> None:
             (ids, torch.ones_like(ids)),
             dynamo=True,
             dynamic_shapes=(axes, axes),
-            input_names=list(_INPUTS[:2]),
+            input_names=list(_INPUTS),
             output_names=["logits"],
         )
         assert program is not None

@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState
 
 from finetune.__main__ import main
 from finetune.config import FinetuneConfig, read_sets
+from finetune.runs import carry_out
 from finetune.search import command, repeats
-from finetune.search.runs import carry_out
 from finetune.tasks.base import folds_of
 from runtime.config import load
 from runtime.signals import StopRequest

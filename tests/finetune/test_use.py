@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnxruntime
 import orjson
 import pytest
 import torch
@@ -29,8 +30,6 @@ def folder(tmp_path_factory):
 
 
 def test_an_onnx_file_says_what_torch_says(folder, tmp_path, capsys):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
     words = ["export", str(folder / "run"), str(tmp_path / "onnx"), "--int8"]
     assert main([*words, "--data", str(folder / "test.jsonl")]) == 0
     out = capsys.readouterr().out
@@ -53,7 +52,6 @@ def test_an_onnx_file_says_what_torch_says(folder, tmp_path, capsys):
 
 
 def test_an_onnx_file_that_differs_is_not_kept(folder, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("onnxscript")
     monkeypatch.setattr(export, "_largest_difference", lambda *_: float("nan"))
     assert main(["export", str(folder / "run"), str(tmp_path / "onnx")]) == 1
     assert "its logits differ from torch's by nan" in capsys.readouterr().err
@@ -61,7 +59,6 @@ def test_an_onnx_file_that_differs_is_not_kept(folder, tmp_path, monkeypatch, ca
 
 
 def test_a_pair_told_by_segments_is_not_exported(tmp_path, capsys):
-    pytest.importorskip("onnxscript")
     checkpoint(tmp_path / "base", family="bert")
     rows = [{**row, "pair": "w1"} for row in animal_texts(30)]
     for name in ("train", "dev", "test"):

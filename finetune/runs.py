@@ -18,7 +18,7 @@ from typing import Any
 from runtime.errors import EXIT_BAD_INPUT, EXIT_PREEMPTED, UserError
 from runtime.signals import StopRequest
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
