@@ -40,7 +40,7 @@ class Meter:
     """Real tokens and seconds after the first steps."""
 
     def __init__(self, steps: int) -> None:
-        self._steps, self._skipped = steps, steps // 10
+        self._steps, self._skipped = steps, max(1, steps // 10)
         self._done = self._tokens = 0
         self._began = 0.0
 

@@ -4,14 +4,15 @@ import argparse
 import csv
 import hashlib
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 import orjson
 
-from runtime.errors import UserError
+from runtime.errors import EXIT_BAD_INPUT, UserError
 
 TABLES = {".csv": "csv", ".tsv": "tsv"}  # any other name gets JSON lines
 
@@ -23,39 +24,52 @@ class Progress(NamedTuple):
     cut: int  # texts among them that were too long
 
 
-def write_row_of(kind: str, stream: IO[bytes], *, has_header: bool = True) -> Callable[..., None]:
+def write_row_of(
+    kind: str, stream: IO[bytes], columns: list[str] | None = None
+) -> Callable[[dict[str, Any]], None]:
     """What writes one answer to a stream.
 
-    In a table the first answer names the columns, a list or mapping is JSON text in its cell, and
-    `has_header` false writes no line of names, where they are there already.
+    In a table a list or mapping is JSON text in its cell. columns: of a table that is gone on with;
+    an empty list is filled by the first answer, whose names become the first line. What is written
+    raises UserError for an answer that has a name more.
     """
-
-    def write_line(row: dict[str, Any]) -> None:
-        stream.write(orjson.dumps(row) + b"\n")
-
     if kind == "jsonl":
+
+        def write_line(row: dict[str, Any]) -> None:
+            stream.write(orjson.dumps(row) + b"\n")
+
         return write_line
-    columns: list[str] = []
+    known = [] if columns is None else columns
 
     def write(row: dict[str, Any]) -> None:
-        text = io.StringIO()
-        table = csv.writer(text, delimiter="\t" if kind == "tsv" else ",", lineterminator="\n")
-        if not columns:
-            columns.extend(row)
-            if has_header:
-                table.writerow(columns)
-        table.writerow([_cell(row.get(column), kind) for column in columns])
-        stream.write(text.getvalue().encode())
+        if not known:
+            known.extend(row)
+            stream.write(_line(known, kind))
+        more = [name for name in row if name not in known]
+        if more:
+            raise UserError(
+                f"answer {row.get('index', '')} has {more[0]!r}, for which the table has no "
+                "column; take an output that ends in .jsonl"
+            )
+        stream.write(_line([_cell(row.get(column)) for column in known], kind))
 
     return write
 
 
-def _cell(value: Any, kind: str) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    # The project's TSV has no quotes: a tab or an end of line in a value would make another.
-    return " ".join(text.split()) if kind == "tsv" and set(text) & set('\t\r\n"') else text
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _line(cells: Sequence[str], kind: str) -> bytes:
+    if kind == "tsv":
+        # The project's TSV has no quotes: a tab or an end of line in a value would make another.
+        # One space for each, so that places in a text stay.
+        return ("\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in cells) + "\n").encode()
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
 
 
 class Resumable:
@@ -71,6 +85,7 @@ class Resumable:
         self._state = path.with_name(f".{path.name}.state")
         self._made_of = _made_of(directory, options)
         self.progress = Progress(0, 0)
+        self._columns: list[str] = []
         self._stream: IO[bytes]
         self.write: Callable[[dict[str, Any]], None]
 
@@ -82,7 +97,7 @@ class Resumable:
             self._stream.seek(size)
         except OSError as error:
             raise self._unwritable(error) from error
-        self.write = write_row_of(self._kind, self._stream, has_header=not size)
+        self.write = write_row_of(self._kind, self._stream, self._columns)
         return self
 
     def __exit__(
@@ -92,7 +107,8 @@ class Resumable:
         trace: TracebackType | None,
     ) -> None:
         self._stream.close()
-        if isinstance(error, UserError):  # a wrong line stays wrong: nothing to go on with
+        # A wrong line stays wrong; a full disk may have room again.
+        if isinstance(error, UserError) and error.status == EXIT_BAD_INPUT:
             self.part.unlink(missing_ok=True)
             self._state.unlink(missing_ok=True)
 
@@ -101,6 +117,7 @@ class Resumable:
         try:
             self._stream.flush()
             state = {"made_of": self._made_of, "bytes": self._stream.tell(), **progress._asdict()}
+            state["columns"] = self._columns
             temporary = self._state.with_name(f"{self._state.name}.tmp")
             temporary.write_bytes(orjson.dumps(state))
             temporary.replace(self._state)
@@ -123,10 +140,11 @@ class Resumable:
             state = orjson.loads(self._state.read_bytes())
             size, progress = int(state["bytes"]), Progress(state["examples"], state["cut"])
             is_same = state["made_of"] == self._made_of and self.part.stat().st_size >= size
+            columns = [str(name) for name in state["columns"]]
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         if is_same:
-            self.progress = progress
+            self.progress, self._columns = progress, columns
         return size if is_same else 0
 
     def _unwritable(self, error: OSError) -> UserError:
@@ -140,5 +158,6 @@ def _made_of(directory: Path, options: argparse.Namespace) -> str:
     for path in files:
         about = path.stat()
         digest.update(f"{path.resolve()}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
-    digest.update(repr((options.text_key, options.intents)).encode())
+    kept = options.text_key, options.intents, options.batch_size, options.device
+    digest.update(repr(kept).encode())
     return digest.hexdigest()

@@ -7,7 +7,13 @@ from typing import Any, Literal, NamedTuple, Self
 
 import pydantic
 
-from finetune.adapters.config import Adapter, check_adapter, check_with_transfer, with_rate
+from finetune.adapters.config import (
+    Adapter,
+    check_adapter,
+    check_with_task,
+    check_with_transfer,
+    with_rate,
+)
 from finetune.parallel.config import Parallel, check_parallel
 from finetune.robust.config import Robust, check_classes, check_robust, check_with_model
 from finetune.sampling import count_different, draw, draw_per_class
@@ -260,6 +266,11 @@ def head_of(config: FinetuneConfig, labels: Sequence[str]) -> tuple[str, dict[st
     return head, task.head_settings(labels)
 
 
+def cuts_examples(config: FinetuneConfig) -> bool:
+    """Whether long examples are cut into several, which are counted once they are encoded."""
+    return task_of(config.task).cuts_examples
+
+
 def checkpoints_directory(path: Path) -> Path:
     """Where the checkpoints of a run lie, given the run or that directory itself."""
     return path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -273,6 +284,7 @@ def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
     return [
         *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
         *check_robust(config.robust, config.task.kind),
+        *check_with_task(config.adapter, config.task, config.robust),
         *check_parallel(config.parallel, config.precision),
         *_check_data(config),
         *_check_model(config),
@@ -293,9 +305,8 @@ def _check_data(config: FinetuneConfig) -> Iterator[Problem]:
     sets, problems = read_sets(config)
     yield from problems or check_classes(config.robust, sets.labels)
     yield from _check_folds(config.data, sets if not problems else None)
-    total = config.total_steps(len(sets.train)) if not problems else 0
-    if total:
-        yield from check_schedule(config.schedule, total)
+    if not problems and not task_of(config.task).cuts_examples:
+        yield from check_schedule(config.schedule, config.total_steps(len(sets.train)))
 
 
 def _check_folds(data: Data, sets: Sets | None) -> Iterator[Problem]:
@@ -325,7 +336,9 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
         yield Problem(
             "model", f"{directory}: no weights (model.safetensors)" + (mend and f"; {mend}")
         )
-    yield from check_with_model(config.robust, shape, tokenizer)
+    yield from check_with_model(
+        config.robust, shape, tokenizer, adapter_dropout=config.adapter.dropout
+    )
     if tokenizer.vocab_size > shape.vocab_size:
         yield Problem(
             "model",

@@ -61,7 +61,7 @@ def stream_conversations(
     Raises UserError where the file as a whole can't be read.
     """
     pair = (keys.prompt_key, keys.response_key)
-    for record in read_records(path, (), also=(*_LISTS, *_ALPACA, *pair)):
+    for record in read_records(path, (), also=(*_LISTS, *_ALPACA, *pair), columns=keys.columns):
         if record.problem:
             yield Problem(record.line, record.problem)
             continue
@@ -80,7 +80,8 @@ def _turns(values: Mapping[str, Any], pair: tuple[str, str], *, labelled: bool) 
     """The turns of a record, or what is wrong with it."""
     for name, fields in _LISTS.items():
         if name in values:
-            return _of_list(values[name], name, fields)
+            turns = _of_list(values[name], name, fields)
+            return turns if isinstance(turns, str) else _with_system(turns, values.get("system"))
     texts: dict[str, tuple[str, ...]]
     if pair[0] in values:  # asked for by name: before the layout that is guessed
         texts = {"user": (pair[0],), "assistant": (pair[1],)}
@@ -93,6 +94,17 @@ def _turns(values: Mapping[str, Any], pair: tuple[str, str], *, labelled: bool) 
             "task.response_key"
         )
     return _of_fields(values, {"system": ("system",), **texts}, labelled=labelled)
+
+
+def _with_system(turns: list[Turn], text: Any) -> list[Turn] | str:
+    """The turns after what a field beside them says as the system's."""
+    if text is None or text == "":
+        return turns
+    if not isinstance(text, str):
+        return f"'system' must be text, got {type(text).__name__}"
+    if turns[0].role == "system":
+        return "says twice what the system says: in 'system' and in the first turn"
+    return [Turn("system", text.strip()), *turns]
 
 
 def _of_list(items: Any, name: str, fields: tuple[str, str]) -> list[Turn] | str:

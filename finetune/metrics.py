@@ -10,7 +10,6 @@ from sklearn.metrics import (
     classification_report,
     confusion_matrix,
     f1_score,
-    hamming_loss,
     precision_recall_fscore_support,
     roc_auc_score,
 )
@@ -76,36 +75,57 @@ def set_scores(gold: Sets, predicted: Sets) -> dict[str, float]:
 
     The macro mean is over the classes that occur in `gold` or `predicted`.
     """
-    micro, macro = (
-        float(f1_score(*_occurring(gold, predicted), average=average, zero_division=0))
-        for average in ("micro", "macro")
-    )
+    means = _means(gold, predicted)
     return {
-        "micro_f1": micro,
-        "macro_f1": macro,
+        "micro_f1": means["micro"][2],
+        "macro_f1": means["macro"][2],
         "accuracy": float((gold == predicted).all(1).mean()),
-        "hamming_loss": float(hamming_loss(gold, predicted)),
+        "hamming_loss": float((gold != predicted).mean()),
     }
 
 
 def set_report(gold: Sets, predicted: Sets, names: Sequence[str]) -> dict[str, Any]:
     """All scores of sets of classes: per class, and their means over the classes that occur."""
-    columns = precision_recall_fscore_support(gold, predicted, average=None, zero_division=0)
-    scored = set_scores(gold, predicted)
-    report: dict[str, Any] = {
-        **scored,
+    columns = _of_counts(*_counts(gold, predicted, axis=0))
+    support = gold.sum(0)
+    total = float(gold.sum())
+    return {
+        **set_scores(gold, predicted),
         "labels": list(names),
         "classes": {
-            name: _row(*(float(column[i]) for column in columns)) for i, name in enumerate(names)
+            name: _row(*(float(column[i]) for column in (*columns, support)))
+            for i, name in enumerate(names)
+        },
+        **{
+            f"{average} avg": _row(*values, total)
+            for average, values in _means(gold, predicted).items()
         },
     }
-    for average in ("micro", "macro", "weighted"):
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            *_occurring(gold, predicted), average=average, zero_division=0
-        )
-        means = float(precision), float(recall), float(f1)
-        report[f"{average} avg"] = _row(*means, float(gold.sum()))
-    return report
+
+
+def _counts(gold: Sets, predicted: Sets, axis: int | None) -> tuple[Any, Any, Any]:
+    """Hits, predictions and gold labels. Not by scikit-learn, which takes one class for two."""
+    return (gold & predicted).sum(axis), predicted.sum(axis), gold.sum(axis)
+
+
+def _of_counts(hits: Any, predicted: Any, gold: Any) -> tuple[Any, Any, Any]:
+    """Precision, recall and F1, 0 where there is nothing to divide by."""
+    pairs = (hits, predicted), (hits, gold), (2 * hits, predicted + gold)
+    precision, recall, f1 = (np.divide(a, np.maximum(b, 1)) for a, b in pairs)
+    return precision, recall, f1
+
+
+def _means(gold: Sets, predicted: Sets) -> dict[str, tuple[float, float, float]]:
+    gold, predicted = gold.astype(bool), predicted.astype(bool)
+    columns = np.stack(_of_counts(*_counts(gold, predicted, axis=0)))  # (3, classes)
+    occurs, support = gold.any(0) | predicted.any(0), gold.sum(0)
+    found = {
+        "micro": _of_counts(*_counts(gold, predicted, axis=None)),
+        "macro": columns[:, occurs].mean(1) if occurs.any() else np.zeros(3),
+        "weighted": columns @ support / max(support.sum(), 1),
+    }
+    means = {name: [float(value) for value in values] for name, values in found.items()}
+    return {name: (p, r, f) for name, (p, r, f) in means.items()}
 
 
 def set_report_text(gold: Sets, predicted: Sets, names: Sequence[str]) -> str:
@@ -126,9 +146,3 @@ def _table(gold: Any, predicted: Any, present: list[int], names: Sequence[str]) 
         zero_division=0,
     )
     return text
-
-
-def _occurring(gold: Sets, predicted: Sets) -> tuple[Sets, Sets]:
-    """The columns of classes that occur; where there are none, all."""
-    present = gold.any(0) | predicted.any(0)
-    return (gold[:, present], predicted[:, present]) if present.any() else (gold, predicted)

@@ -11,7 +11,7 @@ from finetune.adapters.directory import attach_to, is_adapter, open_adapter
 from finetune.config import FinetuneConfig, class_names
 from finetune.tasks import task_of
 from finetune.tasks.base import Task
-from finetune.tasks.config import TaskKeys
+from finetune.tasks.config import Kind, TaskKeys
 from finetune.tokenizer import TextTokenizer
 from model import load_pretrained
 from model.heads import Model
@@ -115,6 +115,23 @@ def write_task(directory: Path, task: Task, labels: Sequence[str]) -> None:
     (directory / TASK_FILE).write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
+# What a released classifier predicts, as its config.json says → the task that reads it.
+_KINDS: dict[str, Kind] = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
+def _released(directory: Path) -> tuple[TaskKeys, list[str] | None]:
+    """The task of a model without a task.json, and its classes: None where config.json has them."""
+    try:
+        kind = _KINDS[read_config(directory).predicts]
+    except CheckpointError as error:
+        raise UserError(str(error), status=EXIT_BAD_INPUT) from error
+    return TaskKeys(kind=kind), [] if kind == "regression" else None
+
+
 def _read_task(directory: Path) -> tuple[TaskKeys, list[str] | None]:
     path = directory / TASK_FILE
     try:
@@ -122,7 +139,7 @@ def _read_task(directory: Path) -> tuple[TaskKeys, list[str] | None]:
         keys = TaskKeys.model_validate(content["task"])
         labels = [str(label) for label in content["labels"]]
     except FileNotFoundError:
-        return TaskKeys(), None
+        return _released(directory)
     except (OSError, ValueError, KeyError, TypeError, pydantic.ValidationError) as error:
         raise UserError(f"{path}: cannot be read: {error}", status=EXIT_BAD_INPUT) from error
     return keys, labels

@@ -12,6 +12,7 @@ import numpy as np
 from finetune.answers import Progress, Resumable, write_row_of
 from finetune.config import model_directory
 from finetune.tasks.base import Outputs, Problem, Task
+from finetune.use.typed import fields
 from model.hf import CheckpointError, read_config
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
@@ -99,6 +100,11 @@ def _predict(
     net, task, labels, tokenizer = open_model(directory)
     net = net.to(device).eval()
     if options.text_key is not None:
+        if task.keys.text_key not in fields(task):
+            raise UserError(
+                f"--text-key: task {task.kind} reads {' and '.join(fields(task))}",
+                status=EXIT_BAD_INPUT,
+            )
         task.keys = task.keys.model_copy(update={"text_key": options.text_key})
     amend = _amend(options, directory, task)
     done, cut = begin()
@@ -136,5 +142,5 @@ def _amend(
 def _examples(task: Task, path: Path) -> Iterator[Any]:
     for found in task.stream(path, labelled=False):
         if isinstance(found, Problem):
-            raise UserError(f"{path}:{found.line}: {found.text}")
+            raise UserError(f"{path}:{found.line}: {found.text}", status=EXIT_BAD_INPUT)
         yield found

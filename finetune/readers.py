@@ -4,6 +4,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -110,17 +111,18 @@ def _table(
     else:
         rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
-        header = next(rows, []) if columns is None else list(columns)
+        first = next(rows, [])
+        # A file may have a header though others of its kind have none.
+        has_header = columns is None or set(keys or columns) <= set(first)
+        header = first if has_header or columns is None else list(columns)
         missing = [_missing("column", key, header) for key in keys if key not in header]
         if missing:
             yield from (Record(1, {}, problem) for problem in missing)
             return
         wanted = [*keys, *(name for name in also if name in header)]
         at = {key: header.index(key) for key in wanted}
-        expected = "the header's" if columns is None else "task.columns'"
-        for number, row in enumerate(rows):
-            if columns is not None and number == 0 and row == header:
-                continue  # there is a header after all
+        expected = "the header's" if has_header else "task.columns'"
+        for row in rows if has_header else itertools.chain([first], rows):
             if len(row) == len(header):
                 yield Record(rows.line_num, {key: row[at[key]] for key in wanted})
             elif row:  # a blank line is none

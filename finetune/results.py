@@ -1,5 +1,6 @@
 """The end of a run: the best model's predictions and scores on the test set."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ def is_reported(session: Session) -> bool:
     except (OSError, ValueError):
         return False
     _, data = _scored(session)
-    return (run_dir / "predictions.jsonl").is_file() and report.get("data") == data.fingerprint()
+    return (run_dir / "predictions.jsonl").is_file() and report.get("data") == _fingerprint(data)
+
+
+def _fingerprint(data: Encoded) -> str:
+    """Hash a set with all that it is scored by: several right answers, what was cut."""
+    digest = hashlib.sha256(data.fingerprint().encode())
+    for example in data.examples:
+        digest.update(repr(example).encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 def _scored(session: Session) -> tuple[str, Encoded]:
@@ -54,7 +63,7 @@ def write_results(session: Session) -> None:
         "task": session.config.task.kind,
         "split": split,
         "examples": len(data.examples),
-        "data": data.fingerprint(),
+        "data": _fingerprint(data),
         "truncated": data.truncated,
         "seen_in_train": sum(seen),
         **session.task.report(data, found, labels),
@@ -80,13 +89,12 @@ def _by_leak(
 ) -> tuple[dict[str, float], ...]:
     """The scores of the examples that are in the training set too, and of the others."""
     task, labels = session.task, session.sets.labels
-    if len(data) != len(data.examples):
-        return ({}, {})  # items are not examples: their outputs can't be told apart
-    parts = []
+    owners, parts = task.owners(data).tolist(), []
     for side in (True, False):
-        indices = [i for i, is_seen in enumerate(seen) if is_seen is side]
-        part = task.encode([data.examples[i] for i in indices], labels, session.tokenizer)
-        parts.append(task.scores(part, [found[i] for i in indices], labels))
+        examples = [e for e, is_seen in zip(data.examples, seen, strict=True) if is_seen is side]
+        part = task.encode(examples, labels, session.tokenizer)
+        outputs = [o for o, owner in zip(found, owners, strict=True) if seen[owner] is side]
+        parts.append(task.scores(part, outputs, labels))
     return tuple(parts)
 
 

@@ -23,6 +23,7 @@ _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
 )
+_STARTED = b"== started\n"  # in a log: what comes before is of an earlier attempt
 _POLL_S = 0.2
 _GRACE_S = 60.0  # for the other ranks, once one has failed
 
@@ -57,6 +58,8 @@ def carry_out(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
+        out.write(_STARTED)
+        out.flush()
         processes = [
             subprocess.Popen(  # noqa: S603 - this interpreter, our own module
                 [sys.executable, "-m", "finetune", *words],
@@ -113,7 +116,8 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 def last_words(log: Path) -> str:
     """What a run that failed said last: its error, else its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    said = log.read_bytes().rpartition(_STARTED)[2].decode(errors="replace")
+    lines = [line.strip() for line in said.splitlines()]
     lines = [line for line in lines if line]
     errors = [line for line in lines if line.startswith("error:")]
     found = (errors or lines or ["it said nothing"])[-1]

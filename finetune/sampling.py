@@ -8,7 +8,7 @@ from typing import Any
 def draw_per_class(examples: Sequence[Any], per_class: int, seed: int) -> list[Any]:
     """Draw so many examples of every class, all of one that has fewer, in their order.
 
-    Copies of a text in the same class count as one. A draw of more holds every draw of fewer.
+    Copies of a text with the same label count as one. A draw of more holds every draw of fewer.
     """
     ranked = _ranked(examples, seed)
     return _in_order(examples, [i for found in ranked.values() for i in found[:per_class]])
@@ -28,19 +28,25 @@ def draw(examples: Sequence[Any], count: int, seed: int) -> list[Any]:
 
 
 def count_different(examples: Sequence[Any]) -> int:
-    """Count the examples, copies of a text in the same class as one."""
-    return len({(example.text, example.stratum) for example in examples})
+    """Count the examples, copies of a text with the same label as one."""
+    return len({_identity(example) for example in examples})
 
 
 def _ranked(examples: Sequence[Any], seed: int) -> dict[str, list[int]]:
     """The examples of every class without copies, in the order in which they are drawn."""
-    first: dict[tuple[str, str], int] = {}
+    first: dict[tuple[str, str, str], int] = {}
     for index, example in enumerate(examples):
-        first.setdefault((example.stratum, example.text), index)
+        first.setdefault(_identity(example), index)
     found: dict[str, list[tuple[bytes, int]]] = {}
-    for (stratum, _), index in first.items():
+    for (stratum, *_), index in first.items():
         found.setdefault(stratum, []).append((_digest(examples[index], seed), index))
     return {name: [i for _, i in sorted(found[name])] for name in sorted(found)}
+
+
+def _identity(example: Any) -> tuple[str, str, str]:
+    """What makes two examples copies: class, text and, where there are no classes, the answer."""
+    answer = getattr(example, "label", None) or getattr(example, "answer", None)
+    return example.stratum, example.text, str(answer)
 
 
 def _digest(example: Any, seed: int) -> bytes:

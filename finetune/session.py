@@ -39,6 +39,7 @@ from runtime.checkpoint import CheckpointInfo, verify
 from runtime.checkpoint.format import MANIFEST
 from runtime.checkpoint.reader import TrainingState, understood
 from runtime.checkpoint.saver import Saver
+from runtime.checks import check_schedule
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import Clock, MetricsLog, device_name
@@ -130,7 +131,7 @@ class Session:
 
     def _batch(self, indices: Indices) -> Counted:
         pad_id = self.tokenizer.pad_id
-        arrays = self.train.batch(indices, pad_id, self.step)
+        arrays = self.train.batch(indices, pad_id)
         if self.noise is not None:
             arrays = self.noise.batch(arrays, indices, self.step, pad_id)
         return to_device(arrays, self.ranks.device), self.train.counts(indices)
@@ -250,6 +251,8 @@ def start(config: FinetuneConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     train, dev = (task.encode(examples, labels, tokenizer) for examples in sets[:2])
     batch = config.batch.global_batch_size, config.micro_batch_size(ranks.world_size)
     total_steps = config.total_steps(len(train))
+    for problem in check_schedule(config.schedule, total_steps):
+        raise UserError(f"{problem.key}: {problem.message}", status=EXIT_BAD_INPUT)
     plan = Plan(train.lengths, *batch, config.run.seed)
     precision = resolve_precision(config.precision, ranks.device)
     notes += prepare(net, decision.transfer, total_steps, is_resumed=resumed is not None)
@@ -296,7 +299,9 @@ def _decide(
         with understood(resumed.path):
             return decided(TrainingState(resumed.path).values["transfer"])
     texts = [example.text for example in sets.train]
-    return decide(transfer, source, texts, ranks, max_length=config.task.max_length)
+    task = config.task
+    head = task_of(task).head
+    return decide(transfer, source, texts, ranks, max_length=task.max_length, head=head)
 
 
 def tidy(session: Session) -> None:

@@ -1,6 +1,5 @@
 """Put an adapter into a model: what is new learns, the checkpoint's own weights stay."""
 
-import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ NAME = "default"  # peft's name for the only adapter of a model
 _MODULES = {"qkv": "attention.qkv", "output": "attention.output", "down": "mlp.down"}
 # Parameters of adapters that weight decay would pull towards the wrong value, or that are biases.
 _WITHOUT_DECAY = ("ia3_l", "beft_bias", "lora_magnitude_vector", "prompt_embeddings")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from finetune.robust.config import Robust
+from finetune.tasks.config import TaskKeys
 from finetune.transfer.config import Transfer
 from model.config import ModelConfig
 from runtime.config import Config, Problem, key
@@ -69,11 +71,28 @@ def with_rate(values: Any) -> Any:
     return {**values, "optim": {**optim, "lr": RATES[str(kind)]}}
 
 
+# Keys that only these kinds read.
+_READ_BY = {
+    "rank": (*LORAS, "houlsby"),
+    "alpha": LORAS,
+    "dropout": LORAS,
+    "virtual_tokens": PROMPTS,
+}
+
+
 def check_adapter(
     adapter: Adapter, shape: ModelConfig, head: str, max_length: int
 ) -> Iterator[Problem]:
     """What doesn't go together with the model; head and max_length: of the task."""
     kind, family = adapter.kind, shape.family
+    neutral = Adapter()
+    for name, kinds in _READ_BY.items():
+        if getattr(adapter, name) != getattr(neutral, name) and kind not in kinds:
+            yield Problem(
+                f"adapter.{name}",
+                f"is of adapter.kind {', '.join(kinds)}, got {kind}; choose one of these, or "
+                "remove the key",
+            )
     if kind == "none":
         return
     if importlib.util.find_spec("peft") is None:
@@ -114,6 +133,22 @@ def check_adapter(
         )
     if kind in PROMPTS and head == "choice":
         yield Problem("adapter.kind", f"{kind} is not there for task.kind: choice; take lora")
+
+
+def check_with_task(adapter: Adapter, task: TaskKeys, robust: Robust) -> Iterator[Problem]:
+    """What of the task and of the section `robust` virtual tokens leave no room for."""
+    if adapter.kind in PROMPTS and task.kind == "instruct" and task.packing:
+        yield Problem(
+            "task.packing",
+            f"adapter.kind {adapter.kind} puts its tokens before each row, and packed texts lie in "
+            "one; write false",
+        )
+    if adapter.kind == "prompt" and robust.adversarial != "none":
+        yield Problem(
+            "robust.adversarial",
+            f"{robust.adversarial} moves the embeddings of the texts, and adapter.kind prompt "
+            "puts its own among them; write none",
+        )
 
 
 def check_with_transfer(adapter: Adapter, transfer: Transfer) -> Iterator[Problem]:

@@ -1,7 +1,6 @@
 """`python -m finetune merge`: an adapter and its checkpoint as one model directory."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ def merge(source: Path, output: Path) -> None:
     from finetune.checkpoint import Purpose, write_model
     from finetune.config import model_directory
     from finetune.models import open_model
+    from model.hf.shards import staged
 
     if output.exists():
         raise UserError(f"{output}: exists already; choose another", status=EXIT_BAD_INPUT)
@@ -44,17 +44,12 @@ def merge(source: Path, output: Path) -> None:
         )
     opened = open_model(directory)
     whole = merged(opened.net, directory)
-    staging = output.with_name(f".{output.name}.new")
-    shutil.rmtree(staging, ignore_errors=True)
+    purpose = Purpose(opened.task, opened.labels)
     try:
-        staging.mkdir(parents=True)
-        purpose = Purpose(opened.task, opened.labels)
-        write_model(whole, whole.state_dict(), staging, opened.tokenizer, purpose)
-        staging.rename(output)
+        with staged(output) as staging:
+            write_model(whole, whole.state_dict(), staging, opened.tokenizer, purpose)
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def merged(net: "Model", directory: Path) -> "Model":

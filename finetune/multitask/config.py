@@ -137,6 +137,12 @@ def check_all(config: MultitaskConfig, world_size: int) -> list[Problem]:
     if config.transfer.strategy == "auto":
         wanted = "auto measures one task; choose full, head, partial or architecture for several"
         problems.append(Problem("transfer.strategy", wanted))
+    if len({member.robust.dropout for member in config.members.values()}) > 1:
+        problems.append(
+            Problem(
+                "tasks", "robust.dropout is of the trunk, which all share; write the same in all"
+            )
+        )
     if not problems:
         sizes = [len(read_sets(member)[0].train) for member in config.members.values()]
         problems += check_schedule(config.schedule, total_steps(config, sizes))

@@ -125,7 +125,9 @@ def _judged(place: int, row: dict[str, Any]) -> Mistake | None:
     index = int(row.get("index", place))
     if _is_number(predicted) and ("label" not in row or _is_number(label)):
         return Mistake(index, label, predicted, None, abs((label or 0) - predicted))
-    if "label" not in row or _is_right(label, _bare(predicted)):
+    # Questions have several right answers, of which the label is the first.
+    right = row.get("answers") or label
+    if "label" not in row or _is_right(right, _bare(predicted)):
         return None
     probability = row.get("probability")
     number = float(probability) if isinstance(probability, int | float) else None

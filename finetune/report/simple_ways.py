@@ -35,7 +35,7 @@ def results(config: FinetuneConfig, sets: Sets) -> dict[str, Result]:
     for name, make in makers.items():
         began = time.monotonic()
         model = make(texts, classes, len(sets.labels))
-        result = _result(config, sets, model)
+        result = _result(config, sets, train, model)
         result["seed"], result["seconds"] = config.run.seed, time.monotonic() - began
         if not is_dev_spare:
             metric = config.metric
@@ -56,9 +56,9 @@ def _majority(texts: list[str], classes: npt.NDArray[np.int64], count: int) -> M
     return lambda given: np.tile(row, (len(given), 1))
 
 
-def _result(config: FinetuneConfig, sets: Sets, model: Model) -> Result:
+def _result(config: FinetuneConfig, sets: Sets, train: list[Any], model: Model) -> Result:
     split, examples = ("test", sets.test) if sets.test is not None else ("dev", sets.dev)
-    seen = seen_in(examples, sets.train)
+    seen = seen_in(examples, train)
     report = {
         "split": split,
         "examples": len(examples),

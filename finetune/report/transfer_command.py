@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message = "transfer-report starts its runs by itself: start it as one process"
         raise UserError(message, status=EXIT_BAD_INPUT)
+    os.umask(0o077)  # runs are private to their user, and so is what is made of them
     plan = _plan(_parse(arguments))
     config = check_plan(plan)
     stop = StopRequest()
@@ -59,7 +60,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--examples-per-class", type=int, metavar="K", help="learn from K of every class"
     )
     add(
-        "--scratch", nargs="+", default=[], metavar="key=value",
+        "--scratch", nargs="+", action="extend", default=[], metavar="key=value",
         help="changes for the runs from fresh weights, such as optim.lr=1e-3",
     )  # fmt: skip
     add(
@@ -68,7 +69,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     add("--output", type=Path, metavar="DIR", help="default: run.dir with -transfer behind it")
     add("--keep-models", action="store_true", help="keep every run's best model and checkpoints")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds: {options.seeds} is less than 1")
     return options

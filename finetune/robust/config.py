@@ -173,11 +173,11 @@ def check_classes(robust: Robust, labels: list[str]) -> Iterator[Problem]:
 
 
 def check_with_model(
-    robust: Robust, shape: ModelConfig, tokenizer: TextTokenizer
+    robust: Robust, shape: ModelConfig, tokenizer: TextTokenizer, *, adapter_dropout: float
 ) -> Iterator[Problem]:
     """What this model can't do."""
     dropout = shape.dropout if robust.dropout is None else robust.dropout
-    if robust.r_drop and not dropout:
+    if robust.r_drop and not (dropout or adapter_dropout):
         yield Problem(
             "robust.r_drop",
             "the model has no dropout, so that two passes are the same; write robust.dropout: 0.1",

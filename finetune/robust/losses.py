@@ -11,9 +11,7 @@ from torch import Tensor
 
 from finetune.robust.config import Form
 from model.heads import IGNORE_INDEX
-
-# In place of a logit of -inf, which a model gives to what can't be: 0 · -inf is no number.
-_LEAST = -1e4
+from model.task_heads import NO_CHOICE
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Criterion:
     smoothing: float = 0.0
     gamma: float = 0.0
     weights: Tensor | None = None
+    has_gaps: bool = False  # rows have unequal numbers of classes: the others are NO_CHOICE
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the counted labels."""
@@ -48,8 +47,13 @@ class Criterion:
             weight=self._weights(logits),
             ignore_index=IGNORE_INDEX,
             reduction="none",
-            label_smoothing=self.smoothing,
+            # Over what is there: a question may have fewer choices than its neighbours.
+            label_smoothing=0.0 if self.has_gaps else self.smoothing,
         )
+        if self.has_gaps and self.smoothing:
+            is_there = logits > NO_CHOICE
+            apart = -logits.log_softmax(-1).masked_fill(~is_there, 0).sum(-1) / is_there.sum(-1)
+            each = (1 - self.smoothing) * each + self.smoothing * apart
         counted = labels != IGNORE_INDEX
         if self.gamma:
             places = labels.clamp(min=0)[:, None]
@@ -89,7 +93,8 @@ def divergence(first: Tensor, second: Tensor, labels: Tensor, form: Form) -> Ten
         first, second = (torch.stack((x, torch.zeros_like(x)), -1) for x in (first, second))
         return _both_ways(first, second).mean()
     if form == "places":
-        first, second = (x.transpose(1, 2).clamp(min=_LEAST) for x in (first, second))
+        # -inf is what a model gives to a place that can't be: 0 · -inf is no number.
+        first, second = (x.transpose(1, 2).clamp(min=NO_CHOICE) for x in (first, second))
         counted = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
     else:
         counted = labels != IGNORE_INDEX

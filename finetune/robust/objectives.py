@@ -28,7 +28,7 @@ def objective_of(
     form = FORMS[kind]
     weights = class_weights(robust, form, classes, labels)
     is_own = not (robust.label_smoothing or robust.focal_gamma or weights is not None)
-    settings = robust.label_smoothing, robust.focal_gamma, weights
+    settings = robust.label_smoothing, robust.focal_gamma, weights, kind == "choice"
     criterion = None if is_own else Criterion(form, *settings)
     if robust.adversarial != "none":
         ascent = Ascent(robust.adversarial, robust.epsilon, robust.ascent_steps, robust.step_size)

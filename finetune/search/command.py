@@ -212,7 +212,9 @@ def _words_of(values: dict[str, Any]) -> Sequence[str]:
 def _scores(home: Path) -> list[float]:
     """The dev scores of a run so far, the greater the better."""
     records = read_metrics(home / "metrics.jsonl")
-    return [r["dev_score"] for r in records if isinstance(r.get("dev_score"), int | float)]
+    # Steps that were done again after an interruption count once.
+    found = {r["step"]: r["dev_score"] for r in records if "dev_score" in r}
+    return [found[step] for step in sorted(found)]
 
 
 def _short(value: Any) -> str:

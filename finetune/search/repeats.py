@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from finetune.config import FinetuneConfig, check, read_sets
+from finetune.report.statistics import spread
 from finetune.runs import carry_out, last_words, override, refuse_launcher
 from finetune.tasks import task_of
 from runtime.config import load
@@ -136,9 +136,10 @@ def _summary(
     scores = {}
     for name in common:
         values = [found[name] for found in by_run]
-        deviation = statistics.stdev(values)
+        over = spread(values)
+        deviation = over.std or 0.0
         scores[name] = {
-            "mean": statistics.fmean(values),
+            "mean": over.mean,
             "standard_deviation": deviation,
             "standard_error": deviation / len(values) ** 0.5,
             "values": values,

@@ -93,10 +93,8 @@ class Encoded:
             return sum(int((self._row(self.labels, i) != IGNORE_INDEX).sum()) for i in indices)
         return len(indices)
 
-    def batch(self, indices: Indices, pad_id: int, step: int | None = None) -> Arrays:
+    def batch(self, indices: Indices, pad_id: int) -> Arrays:
         """Make the model's arguments for these items.
-
-        step: of training, where what is asked changes from step to step; None = in evaluation.
 
         input_ids and attention_mask (B, T), or (B, rows_per_item, T), T being the longest row of
         these; token_type_ids alike where there are segments; labels (B, …) or (B, T).
@@ -160,6 +158,7 @@ class Task(ABC):
     kind: ClassVar[str]
     head: ClassVar[str]  # of the model
     metrics: ClassVar[tuple[str, ...]]  # that may choose the best model; the first is the default
+    cuts_examples: ClassVar[bool] = False  # into several items: their number is known once encoded
 
     def __init__(self, keys: TaskKeys) -> None:
         self.keys = keys
@@ -246,6 +245,10 @@ class Task(ABC):
     @abstractmethod
     def reduce(self, logits: "Tensor", batch: Mapping[str, "Tensor"]) -> Outputs:
         """From logits what is kept for each item of a batch."""
+
+    def owners(self, data: Encoded) -> Indices:
+        """Which example each item belongs to, (N,): its own, where there is one item for each."""
+        return np.arange(len(data))
 
     @abstractmethod
     def scores(self, data: Encoded, outputs: Outputs, labels: Sequence[str]) -> dict[str, float]:

@@ -152,13 +152,20 @@ def _number(value: Any, choices: list[str]) -> Label:
     """The right choice: its text, its number from 0, or its letter from A."""
     count = len(choices)
     expected = f"must be one of the {count} choices, its number (0 to {count - 1}) or its letter"
-    if isinstance(value, str) and value in choices:
-        return Label(choices.index(value))
     if isinstance(value, bool) or not isinstance(value, int | str):
         return Label(None, f"{expected}, got {type(value).__name__}")
     text = str(value).strip()
     number = int(text) if text.isdecimal() else _letter(text)
-    return Label(number) if 0 <= number < count else Label(None, f"{expected}, got {value!r}")
+    found = {number} if 0 <= number < count else set()
+    if isinstance(value, str) and value in choices:
+        found.add(choices.index(value))
+    if len(found) > 1:
+        return Label(
+            None,
+            f"{value!r} is a choice, and the number or letter of another; write the right one's "
+            "place as a number",
+        )
+    return Label(found.pop()) if found else Label(None, f"{expected}, got {value!r}")
 
 
 def _letter(text: str) -> int:

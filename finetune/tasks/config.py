@@ -118,7 +118,7 @@ class TaskKeys(Config):
     template: Template = key(
         "auto",
         "instruct: what stands around each turn. auto = the checkpoint's own where it is one of "
-        "these, chatml where its tokens are there, else instruction",
+        "these, chatml where its tokens are there and end texts, else instruction",
     )
     packing: bool = key(
         True,

@@ -59,10 +59,10 @@ class Instruct(VocabularyTask):
             name = known[0] if known else "chatml" if is_chatml else "instruction"
         wanted = [t for t in ends if t == CHATML_TOKENS[1]] if name == "chatml" else ends
         if not wanted:
-            missing = f"{CHATML_TOKENS[1]} as one" if name == "chatml" else "one"
+            missing = f"{CHATML_TOKENS[1]} as an" if name == "chatml" else "an"
             raise UserError(
-                f"{tokenizer.directory}: names no end-of-text token ({missing} is needed to end "
-                "an answer); set eos_token_id in its config.json",
+                f"{tokenizer.directory}: does not name {missing} end-of-text token, which is to "
+                "end an answer; add its id to eos_token_id in its config.json",
                 status=EXIT_BAD_INPUT,
             )
         return Chat(name, tokenizer.start, wanted[0])
@@ -117,16 +117,20 @@ class Instruct(VocabularyTask):
                 # Only the last piece of a run can be an answer: a special token ends it.
                 begins = len(text) - len(run[-1].text) if run[-1].is_answer else len(text)
                 counts += [end > begins for end in ends]
-            longest = tokenizer.max_length
+            longest = self._longest(tokenizer, asks=asks)
             part = slice(max(0, len(ids) - longest), None) if asks else slice(0, longest)
             row = np.array(ids[part], np.int32)
             wanted = np.where(counts[part], row, IGNORE_INDEX).astype(np.int64)
             wanted[:1] = IGNORE_INDEX  # nothing comes before the first token
             yield row, wanted, len(ids) > longest
 
-    def owners(self, data: Encoded) -> Indices:
-        """Which example each item belongs to: its own."""
-        return np.arange(len(data))
+    def _longest(self, tokenizer: TextTokenizer, *, asks: bool) -> int:
+        """Tokens of a conversation at most; a question leaves room for its answer."""
+        if not asks:
+            return tokenizer.max_length
+        positions = tokenizer.shape.max_seq_len
+        room = max(positions // 2, positions - self.keys.max_new_tokens)
+        return min(tokenizer.max_length, room)
 
     def answer(
         self, net: "Model", data: Encoded, indices: Indices, tokenizer: TextTokenizer

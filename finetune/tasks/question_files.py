@@ -105,7 +105,7 @@ def _nested(
 
 def _flat(path: Path, keys: TaskKeys, *, labelled: bool) -> Iterator[Question | Problem]:
     wanted = [keys.question_key, keys.context_key, *([keys.answers_key] if labelled else [])]
-    for record in read_records(path, wanted):
+    for record in read_records(path, wanted, columns=keys.columns):
         if record.problem is not None:
             yield Problem(record.line, record.problem)
             continue

@@ -46,6 +46,7 @@ class SpanExtraction(Task):
     kind = "span"
     head = "span"
     metrics = ("f1", "exact_match", "loss")
+    cuts_examples = True
 
     def stream(self, path: Path, *, labelled: bool = True) -> Iterator[Question | Problem]:
         """Yield the questions of a file, with their answers where `labelled`."""
@@ -91,6 +92,12 @@ class SpanExtraction(Task):
         lengths = batch["attention_mask"].sum(-1).tolist()
         rows = logits.float().cpu().numpy()
         return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+    def owners(self, data: Encoded) -> Indices:
+        """Each window's question, (windows,)."""
+        found = _windows(data).owner
+        assert found is not None
+        return found
 
     def scores(self, data: Encoded, outputs: Outputs, labels: Sequence[str]) -> dict[str, float]:
         """F1 and exact match of the answers, from 0 to 1, and the loss of the windows."""

@@ -130,12 +130,14 @@ class _Columns:
         tag_column = self._keys.tag_column or len(fields)
         if self._labelled and len(fields) < 2:
             return "a word without a tag; write the tag behind a tab, O for none"
-        if max(self._keys.token_column, tag_column) > len(fields):
+        wanted = tag_column if self._labelled else 1  # words to predict on need no tag
+        if max(self._keys.token_column, wanted) > len(fields):
             return (
                 f"has {len(fields)} columns; lower task.token_column = {self._keys.token_column} "
                 f"or task.tag_column = {tag_column}"
             )
-        word, tag = fields[self._keys.token_column - 1], fields[tag_column - 1]
+        word = fields[self._keys.token_column - 1]
+        tag = fields[tag_column - 1] if self._labelled else ""
         if not word:
             return "no word before the tag"
         if self._labelled and not tag:

@@ -6,7 +6,7 @@ BIOES under other names). BMES and BILOU are BIOES with other letters.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 OUTSIDE = "O"
@@ -49,7 +49,6 @@ class Census:
     has_ends: bool = False
     has_i_first: bool = False  # an I- that begins an entity
     has_b_first: bool = False  # a B- where no entity of its type ends
-    plain: list[str] = field(default_factory=list)
 
     def add(self, tags: Iterable[str]) -> None:
         """Count the tags of one sentence."""

@@ -116,6 +116,11 @@ class TokenTagging(Task):
             if len(labels) > 1:
                 return []
             return [f"every word has the tag {labels[0]!r}; a second one is needed"]
+        is_plain = self._is_plain(labels)
+        other = next((s for s in examples if s.is_plain != is_plain), None)
+        if other is not None:
+            here, there = ("tags of words", "entities")[:: 1 if other.is_plain else -1]
+            return [f"line {other.line} has {here}, and train {there}"]
         known = {self._type(label) for label in labels}
         found = ((e.type, s.line) for s in examples for e in s.entities or ())
         return unknown_labels(found, sorted(known))

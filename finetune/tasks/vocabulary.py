@@ -1,7 +1,6 @@
 """What the tasks share that predict tokens of the vocabulary: batches without padding, and loss."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,17 +35,18 @@ class Predicted(Encoded):
     """
 
     is_token_level: bool = True
-    is_causal: bool = True  # a token is predicted from those before it, else in its place
     is_packed: bool = True
 
-    def batch(self, indices: Indices, pad_id: int, step: int | None = None) -> Arrays:
+    def batch(self, indices: Indices, pad_id: int) -> Arrays:
         """Make the model's arguments for these rows.
 
         input_ids and targets, aligned with them. Packed (1, N): and cu_seqlens, and rows: where
         the targets that count are. Else (B, T): and attention_mask.
         """
-        pairs = [self.row_at(int(index), step) for index in indices]
-        ids, targets = [ids for ids, _ in pairs], [self._aligned(labels) for _, labels in pairs]
+        ids = [self.row(int(index)) for index in indices]
+        # What each token predicts: the next.
+        labels = [self.labels_of(int(index)) for index in indices]
+        targets = [np.append(row[1:], IGNORE_INDEX) for row in labels]
         if not self.is_packed:
             return {**pad(ids, pad_id), "targets": padded(targets, IGNORE_INDEX)}
         wanted = np.concatenate(targets).astype(np.int64)
@@ -57,25 +57,15 @@ class Predicted(Encoded):
             "rows": np.flatnonzero(wanted != IGNORE_INDEX),
         }
 
-    def row_at(
-        self, index: int, step: int | None
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-        """Token ids and labels of a row in a step of training; None: in evaluation."""
-        return self.row(index), self._row(self.labels, index)
-
-    def _aligned(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What each token predicts."""
-        return np.append(labels[1:], IGNORE_INDEX) if self.is_causal else labels
+    def labels_of(self, index: int) -> npt.NDArray[Any]:
+        """The labels of a row, one a token."""
+        return self._row(self.labels, index)
 
 
 class VocabularyTask(Task):
     """A task whose answers are tokens."""
 
     metrics = ("loss", "perplexity", "token_accuracy")
-
-    @abstractmethod
-    def owners(self, data: Encoded) -> Indices:
-        """Which example each item belongs to, (N,)."""
 
     def infer(self, net: Any, batch: Mapping[str, "Tensor"]) -> Outputs:
         """Sum of losses (nats), hits, and number of the predicted tokens of each item.

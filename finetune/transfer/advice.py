@@ -57,10 +57,12 @@ def decide(
     ranks: Ranks,
     *,
     max_length: int,
+    head: str,
 ) -> Decision:
     """Settle the strategy of a new run; with auto the main rank measures for all. Collective.
 
-    directory: of the checkpoint. texts: of the training set. Raises UserError as `measure`.
+    directory: of the checkpoint. texts: of the training set. head: of the task. Raises
+    UserError as `measure`.
     """
     if transfer.strategy != "auto":
         return Decision(transfer)
@@ -71,7 +73,9 @@ def decide(
     )
     own = orjson.dumps(found[0]._asdict()).decode() if ranks.is_main else ""
     measured = Measured(**orjson.loads(dist.gather_text(own)[0]))
-    return advise(transfer, measured, read_config(directory).n_layers)
+    shape = read_config(directory)
+    is_tied = head == "causal_lm" and shape.tie_embeddings
+    return advise(transfer, measured, shape.n_layers, has_own_head=not is_tied)
 
 
 def decided(stored: Mapping[str, Any]) -> Decision:
@@ -82,12 +86,17 @@ def decided(stored: Mapping[str, Any]) -> Decision:
     return Decision(Transfer.model_validate(keys), reasons, Measured(**numbers))
 
 
-def advise(transfer: Transfer, measured: Measured, n_layers: int) -> Decision:
-    """Choose by the number of examples and their likeness."""
+def advise(
+    transfer: Transfer, measured: Measured, n_layers: int, *, has_own_head: bool = True
+) -> Decision:
+    """Choose by the number of examples and their likeness.
+
+    has_own_head: False where the head is the embedding's own matrix, so that it can't learn alone.
+    """
     is_like, likeness = _likeness(measured)
     is_few = measured.examples < FEW
     size = f"{measured.examples:,} examples ({'few' if is_few else 'enough'}: {FEW} are enough)"
-    chosen, why = _choice(is_few, is_like, n_layers)
+    chosen, why = _choice(is_few, is_like and (has_own_head or not is_few), n_layers)
     reasons = [
         f"transfer.strategy auto: {size}; {likeness}",
         f"so {chosen['strategy']}: {why}",

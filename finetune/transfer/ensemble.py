@@ -10,10 +10,11 @@ import orjson
 import torch
 from torch import Tensor, nn
 
+from finetune.adapters.attach import attached
 from finetune.checkpoint import Purpose, write_model
 from finetune.models import Opened, open_model
 from finetune.transfer.direct import Scored, directory_of, score, write
-from model.heads import Model, Output
+from model.heads import Output
 from model.hf.shards import staged
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 
@@ -141,8 +142,8 @@ def _refuse_others(
 
 
 def _is_whole(opened: Opened) -> bool:
-    net: Any = opened.net  # of an adapter, a model of another kind
-    return isinstance(net, Model)
+    # The mean of A·B over adapters is not the product of their means.
+    return attached(opened.net) is None
 
 
 def _tokenizer(opened: Opened) -> tuple[bytes, int]:

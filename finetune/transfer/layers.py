@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from finetune.transfer.config import Transfer
-from model.heads import Model
+from model.heads import Model, Pooler
 from model.init import initialise
 from model.init import parameter_groups as groups_of_model
 from runtime.errors import EXIT_BAD_INPUT, UserError
@@ -51,8 +51,9 @@ def start_afresh(net: Model, transfer: Transfer) -> list[str]:
         return []
     for block in net.trunk.blocks[-count:]:
         initialise(block)
-    if hasattr(net, "pooler"):
-        initialise(net.get_submodule("pooler"))
+    for module in net.modules():
+        if isinstance(module, Pooler):
+            initialise(module)
     return [f"the top {count} of {net.config.n_layers} layers start from fresh weights"]
 
 

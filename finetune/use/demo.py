@@ -129,10 +129,9 @@ def make_server(opened: Opened, port: int) -> ThreadingHTTPServer:
     }
     try:
         return ThreadingHTTPServer((HOST, port), type("Handler", (_Handler,), names))
-    except OSError as error:
-        raise UserError(
-            f"--port {port}: {error.strerror}; take another", status=EXIT_BAD_INPUT
-        ) from error
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no port (0 to 65535)"
+        raise UserError(f"--port {port}: {reason}; take another", status=EXIT_BAD_INPUT) from error
 
 
 def main(arguments: list[str]) -> int:
@@ -148,6 +147,11 @@ def main(arguments: list[str]) -> int:
     from runtime.dist import resolve_device
 
     opened = open_model(model_directory(options.directory))
+    if opened.task.kind == "choice":
+        raise UserError(
+            f"{options.directory}: task choice; the page has no field for a list of choices",
+            status=EXIT_BAD_INPUT,
+        )
     opened.net.to(resolve_device(options.device))
     server = make_server(opened, options.port)
     print(f"http://{HOST}:{server.server_port}/  (Ctrl-C ends it)", flush=True)

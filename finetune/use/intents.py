@@ -98,7 +98,8 @@ def _scores(opened: Opened, path: Path) -> Scores:
             raise UserError(f"{path}:{found.line}: {found.text}", status=EXIT_BAD_INPUT)
     data = opened.task.encode(examples, opened.labels, opened.tokenizer)
     rows = scoring.run(opened.net.eval(), opened, data, torch.device("cpu"))
-    best: Scores = np.exp(np.stack(rows).max(-1).astype(np.float64))
+    # Rounded as `predict` does, which compares them with the threshold.
+    best: Scores = np.exp(np.stack(rows).max(-1).astype(np.float64)).round(6)
     return best
 
 

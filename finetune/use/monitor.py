@@ -1,8 +1,9 @@
 """`python -m finetune monitor`: do new texts, and what the model says of them, look like the old?
 
-Each measure of the new texts is compared with that of samples of the reference, drawn as large:
-what chance alone gives. A measure has drifted when it is beyond 99.9 % of those and beyond a size
-that matters in practice.
+Old and new texts are put together and split at random into two sets of the same sizes: what a
+measure of those two says, chance alone gives (a permutation test; Fisher 1935). A measure has
+drifted when it is beyond all but one in a hundred of such splits and beyond a size that matters in
+practice.
 """
 
 import argparse
@@ -15,15 +16,15 @@ import numpy.typing as npt
 import orjson
 import torch
 
-from finetune.config import model_directory
+from finetune.config import model_directory, read_sets
 from finetune.models import Opened, open_model
 from finetune.tasks.base import Encoded, Problem
 from finetune.use import scoring
 from finetune.use.intents import run_config
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, UserError
 
-_DRAWS = 300
-_QUANTILE = 0.999
+_DRAWS = 400
+_QUANTILE = 0.99
 _SEED = 0
 _COLUMNS = 2048  # that tokens are counted in
 # Sizes that matter. PSI of 0.2: the usual bound of credit scoring (Siddiqi 2006).
@@ -65,8 +66,8 @@ def main(arguments: list[str]) -> int:
             f"{options.directory}: task {opened.task.kind}; classes are what is monitored",
             status=EXIT_BAD_INPUT,
         )
-    reference = _observe(opened, options.reference or _reference(options.directory), options.limit)
-    new = _observe(opened, options.input, options.limit)
+    reference = _observe(opened, _reference(opened, options))
+    new = _observe(opened, _drawn(opened, options.input, options.limit))
     found = drift(reference, new)
     report = {"texts": len(new.confidence), "reference_texts": len(reference.confidence), **found}
     print(_table(found))
@@ -89,24 +90,34 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("directory", type=Path, metavar="DIR", help="model directory, or a run")
     parser.add_argument("input", type=Path, metavar="NEW", help="file of new texts")
     parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="texts as they were; default: the run's own"
+        "--reference", type=Path, metavar="FILE", help="texts as they were; default: dev of the run"
     )  # fmt: skip
     parser.add_argument(
         "--limit", type=int, default=5000, metavar="N", help="texts looked at of each file (5000)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measures there")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.limit < 1:
+        parser.error(f"--limit: {options.limit} is less than 1")
+    return options
 
 
-def _reference(directory: Path) -> Path:
-    config = run_config(directory)
+def _reference(opened: Opened, options: argparse.Namespace) -> list[Any]:
+    """The texts as they were: of the file that is given, else the run's own dev set."""
+    if options.reference is not None:
+        return _drawn(opened, options.reference, options.limit)
+    config = run_config(options.directory)
     if config is None:
-        raise UserError(f"{directory}: is no run; give --reference FILE", status=EXIT_BAD_INPUT)
-    return Path(config.data.dev or config.data.train)
+        raise UserError(
+            f"{options.directory}: is no run; give --reference FILE", status=EXIT_BAD_INPUT
+        )
+    sets, problems = read_sets(config)
+    if problems:
+        raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
+    return sets.dev[: options.limit]
 
 
-def _observe(opened: Opened, path: Path, limit: int) -> Observed:
-    examples = _drawn(opened, path, limit)
+def _observe(opened: Opened, examples: list[Any]) -> Observed:
     data = opened.task.encode(examples, opened.labels, opened.tokenizer)
     rows = np.stack(scoring.run(opened.net.eval(), opened, data, torch.device("cpu")))
     confidence = np.exp(rows.max(-1).astype(np.float64))
@@ -141,14 +152,17 @@ def drift(reference: Observed, new: Observed) -> dict[str, dict[str, Any]]:
     """Each measure: its value, what chance gives at most, and whether it drifted."""
     draw = np.random.default_rng(_SEED)
     size, count = len(reference.confidence), len(new.confidence)
-    old = reference.summary(np.ones(size))
-    weights = draw.multinomial(count, np.full(size, 1 / size), _DRAWS).astype(np.float64)
-    samples = [reference.summary(row) for row in weights]
-    latest = new.summary(np.ones(count))
+    old, latest = reference.summary(np.ones(size)), new.summary(np.ones(count))
+    both = Observed(*(np.concatenate(pair) for pair in zip(reference, new, strict=True)))
+    splits = []
+    for _ in range(_DRAWS):
+        is_new = np.zeros(size + count)
+        is_new[draw.permutation(size + count)[:count]] = 1
+        splits.append((both.summary(1 - is_new), both.summary(is_new)))
     found: dict[str, dict[str, Any]] = {}
     for name, measure in _MEASURES.items():
         value = float(measure(old, latest))
-        chance = float(np.quantile([measure(old, one) for one in samples], _QUANTILE))
+        chance = float(np.quantile([measure(*split) for split in splits], _QUANTILE))
         found[name] = {
             "value": value,
             "by_chance": chance,

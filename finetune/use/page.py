@@ -56,8 +56,8 @@ form.addEventListener("submit", async event => {
 def page(kind: str, fields: Sequence[str], token: str) -> str:
     """The page for a task that reads these fields; `token` proves that a request is the page's."""
     boxes = "".join(
-        f'<label for="{html.escape(name)}">{html.escape(name)}</label>'
-        f'<textarea id="{html.escape(name)}" name="{html.escape(name)}" rows="3"></textarea>'
+        f'<label for="field-{html.escape(name)}">{html.escape(name)}</label>'
+        f'<textarea id="field-{html.escape(name)}" name="{html.escape(name)}" rows="3"></textarea>'
         for name in fields
     )
     script = _SCRIPT % {"fields": _in_script(list(fields)), "token": _in_script(token)}

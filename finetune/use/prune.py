@@ -21,6 +21,8 @@ def main(arguments: list[str]) -> int:
     """Prune; exit status as of every command."""
     options = _parse(arguments)
     directory = model_directory(options.directory)
+    if options.output.exists() and not options.output.is_dir():
+        raise UserError(f"{options.output}: is a file; choose a folder", status=EXIT_BAD_INPUT)
     if options.output.exists() and any(options.output.iterdir()):
         raise UserError(f"{options.output}: is not empty; choose another", status=EXIT_BAD_INPUT)
     opened = open_model(directory)

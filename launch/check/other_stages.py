@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.config import DataPrepConfig
 from data_prep.config import check as check_data
 from data_prep.input_config import BUILTIN, DATASETS, expand
-from finetune.config import FinetuneConfig, head_of, model_directory, read_sets
+from finetune.config import FinetuneConfig, cuts_examples, head_of, model_directory, read_sets
 from finetune.config import check as check_run
 from launch.check.report import Report, Row, Section
 from launch.check.target import target_of
@@ -43,11 +43,13 @@ def check_finetuning(path: Path, overrides: Sequence[str], options: argparse.Nam
     head, settings = head_of(config, sets.labels)
     shape = shape.model_copy(update={"num_labels": settings.get("num_labels", shape.num_labels)})
     size, steps = parameters(shape, head), config.total_steps(len(sets.train))
+    # The windows of long texts are counted once they are encoded.
+    more = " and more" if cuts_examples(config) else ""
     rows[0] = Row("model", f"{config.model}: {shape.family}, {count_text(size)} parameters")
     rows += [
         Row("data", f"{len(sets.train):,} texts to learn from, {len(sets.dev):,} to "
             f"choose by, {len(sets.labels)} classes"),
-        Row("run", f"{steps:,} steps of {config.batch.global_batch_size} texts"),
+        Row("run", f"{steps:,} steps{more} of {config.batch.global_batch_size} texts"),
     ]  # fmt: skip
     # Weights are fp32 always, and so are gradients and moments.
     memory = training_memory(

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
 
-from finetune.adapters.config import Adapter
+from finetune.adapters.config import Adapter, check_adapter, check_with_task
 from finetune.adapters.directory import attach_to, open_adapter, write_adapter
 from finetune.adapters.merge import merged
-from model import load_pretrained, save_pretrained
+from finetune.robust.config import Robust
+from finetune.tasks.config import TaskKeys
+from model import load_pretrained, preset, save_pretrained
 from model.attention import KVCache
 from runtime.errors import UserError
 from tests.finetune import toys
@@ -183,33 +185,37 @@ def test_virtual_tokens_with_a_cache_and_with_padding(tmp_path, kind):
     torch.testing.assert_close(padded[:, :9], whole[:, :9], atol=1e-5, rtol=1e-5)
 
 
-def test_labels_of_tokens_move_with_the_virtual_ones(tmp_path):
-    for number, (family, head) in enumerate(
-        [("llama", "causal_lm"), ("bert", "span"), ("bert", "token")]
-    ):
-        net, _ = adapted(tmp_path / str(number), "prompt", family, head, virtual_tokens=4)
-        inputs = batch(padded=False)
-        labels = (
-            torch.tensor([[1, 3], [2, 2], [5, 7]]) if head == "span" else inputs["input_ids"] % 3
-        )
-        with torch.no_grad():
-            out = net(**inputs, labels=labels)
-        if head == "span":
-            losses = [F.cross_entropy(out.logits[..., i], labels[:, i]) for i in (0, 1)]
-            whole = net(**inputs).logits
-            assert whole.shape == (3, 12, 2)
-            # Starts and ends may fall on virtual tokens too, so the loss is no smaller than this.
-            assert out.loss >= sum(losses) / 2 - 1e-6
-            continue
-        logits, wanted = out.logits, labels
-        if head == "causal_lm":
-            logits, wanted = logits[:, :-1], labels[:, 1:]
-        expected = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
-        if head == "token":
-            torch.testing.assert_close(out.loss, expected)
-        else:  # the first real token is predicted from the last virtual one, which is not shown
-            assert out.loss.isfinite()
-            assert out.loss > 0
+@pytest.mark.parametrize(
+    ("family", "head", "name"),
+    [("llama", "causal_lm", "labels"), ("llama", "causal_lm", "targets")]
+    + [("bert", "span", "labels"), ("bert", "token", "labels")],
+)
+def test_labels_move_with_the_virtual_tokens(tmp_path, family, head, name):
+    """Against the logits of all tokens, which are those before the virtual ones' are taken away."""
+    net, _ = adapted(tmp_path, "prompt", family, head, virtual_tokens=4)
+    inputs = batch(padded=False)
+    wanted = torch.tensor([[1, 3], [2, 2], [5, 7]]) if head == "span" else inputs["input_ids"] % 3
+    with torch.no_grad():
+        loss = net(**inputs, **{name: wanted}).loss
+        net._forward_hooks.clear()
+        whole = net(**inputs).logits
+    if head == "span":
+        pairs = [(whole[..., side], wanted[:, side] + 4) for side in (0, 1)]
+    elif name == "labels" and head == "causal_lm":
+        pairs = [(whole[:, 3:-1].flatten(0, 1), wanted.flatten())]
+    else:
+        pairs = [(whole[:, 4:].flatten(0, 1), wanted.flatten())]
+    expected = sum(F.cross_entropy(*pair) for pair in pairs) / len(pairs)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_what_virtual_tokens_leave_no_room_for_is_told(tmp_path):
+    keys = {problem.key for problem in check_with_task(
+        Adapter(kind="prompt"), TaskKeys(kind="instruct"), Robust(adversarial="fgm")
+    )}  # fmt: skip
+    assert keys == {"task.packing", "robust.adversarial"}
+    found = check_adapter(Adapter(kind="ia3", rank=64), preset("llama-tiny"), "sequence", 32)
+    assert [problem.key for problem in found] == ["adapter.rank"]
 
 
 def test_houlsby_against_its_formula(tmp_path):

@@ -9,6 +9,9 @@ import pytest
 
 from finetune import evaluate
 from finetune.__main__ import main
+from finetune.answers import Resumable, write_row_of
+from finetune.readers import read_records
+from runtime.errors import UserError
 from tests.finetune.toys import animal_texts, config_file, finetune, write_jsonl
 
 
@@ -69,8 +72,8 @@ def test_another_input_begins_anew(run, tmp_path, monkeypatch):
             predict(run, output)
     write_jsonl(run / "other.jsonl", animal_texts(40, seed=8))
     assert predict(run, output, source="other.jsonl") == 0
-    rows = [orjson.loads(line) for line in output.read_bytes().splitlines()]
-    assert [row["index"] for row in rows] == list(range(40))
+    assert predict(run, tmp_path / "whole.jsonl", source="other.jsonl") == 0
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_table_says_what_the_lines_say(run, tmp_path):
@@ -83,3 +86,42 @@ def test_a_table_says_what_the_lines_say(run, tmp_path):
         assert cells["predicted"] == row["predicted"]
         assert float(cells["probability"]) == row["probability"]
         assert orjson.loads(cells["probabilities"]) == row["probabilities"]
+
+
+def test_a_table_with_tabs_is_read_back_as_it_was(run, tmp_path):
+    assert predict(run, tmp_path / "out.jsonl") == 0
+    assert predict(run, tmp_path / "out.tsv") == 0
+    rows = [orjson.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    table = [r.values for r in read_records(tmp_path / "out.tsv", ["predicted", "probabilities"])]
+    assert [orjson.loads(cells["probabilities"]) for cells in table] == [
+        row["probabilities"] for row in rows
+    ]
+
+
+def test_a_table_has_the_columns_of_its_first_row():
+    stream = io.BytesIO()
+    write = write_row_of("tsv", stream)
+    write({"index": 0, "text": 'a "b"\tc\r\nd'})
+    write({"text": "e", "index": 1})
+    assert stream.getvalue() == b'index\ttext\n0\ta "b" c  d\n1\te\n'
+    with pytest.raises(UserError, match="'more', for which the table has no column"):
+        write({"index": 2, "text": "f", "more": 1})
+
+
+def test_a_full_disk_keeps_what_is_done(run, tmp_path, monkeypatch):
+    output = tmp_path / "out.csv"
+    real, saves = Resumable.save, []
+
+    def full(self, progress):
+        saves.append(progress)
+        if len(saves) == 3:
+            raise UserError(f"{output}: cannot be written: No space left on device")
+        real(self, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Resumable, "save", full)
+        assert predict(run, output) == 1
+    assert (tmp_path / ".out.csv.part").exists()
+    assert predict(run, output) == 0
+    assert predict(run, tmp_path / "whole.csv") == 0
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()

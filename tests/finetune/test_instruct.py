@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune.__main__ import main
 from finetune.devices import to_device
+from finetune.generation import continued
 from finetune.models import open_model
 from finetune.tasks import task_of
 from finetune.tasks.base import Problem
 from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
-from model import load_pretrained
+from model import build, load_pretrained, preset
 from model.hf import read_config
 from runtime.errors import UserError
 from tests.finetune.toys import (
@@ -83,7 +84,7 @@ def test_the_ids_and_what_is_learned_are_those_of_transformers(tmp_path, templat
         wanted = theirs.apply_chat_template(
             messages(turns), return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, labels = data.row_at(number, None)
+        ids, labels = data.row(number), data.labels_of(number)
         assert ids.tolist() == wanted["input_ids"]
         learned = np.array(wanted["assistant_masks"], dtype=bool)
         assert learned.any()
@@ -229,7 +230,7 @@ def test_the_end_is_learned_though_it_pads_and_not_where_an_answer_was_cut(tmp_p
     _, tokenizer, data = encoded(base, path, max_length=50)
     end = tokenizer.special_id(END)
     assert tokenizer.pad_id == end
-    whole, cut = (data.row_at(i, None)[1] for i in (0, 1))
+    whole, cut = (data.labels_of(i) for i in (0, 1))
     assert tokenizer.decode(whole[whole != -100][:-1]) == "bc"
     assert whole[-1] == end
     assert len(cut) == 50
@@ -271,7 +272,9 @@ def test_the_scores_are_those_of_transformers(tmp_path, packing):
     theirs = AutoModelForCausalLM.from_pretrained(base).eval()
     total, count, hits = 0.0, 0, 0
     for index in indices:
-        ids, labels = (torch.tensor(x[None].astype(np.int64)) for x in data.row_at(index, None))
+        ids, labels = (
+            torch.tensor(x[None].astype(np.int64)) for x in (data.row(index), data.labels_of(index))
+        )
         out = theirs(ids, labels=labels)
         n = int((labels != -100).sum())
         best = out.logits[0, :-1].argmax(-1)
@@ -365,3 +368,34 @@ def test_open_model_gives_the_format_back(tmp_path):
     _, found, labels, tokenizer = open_model(tmp_path / "run" / "best")
     assert labels == []
     assert found.chat(tokenizer).name == "dialogue"
+
+
+def test_a_system_beside_the_turns_is_heard(tmp_path):
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"system": "Be terse.", "conversations": turns}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    ((example,), problems) = task().read(path)
+    assert problems == []
+    assert [turn.role for turn in example.turns] == ["system", "user", "assistant"]
+    twice = [{"system": "x", "conversations": [{"from": "system", "value": "y"}, *turns]}]
+    (problem,) = task().read(write_jsonl(tmp_path / "b.jsonl", twice)).problems
+    assert "says twice what the system says" in problem
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(tmp_path):
+    net = build(preset("gpt2-tiny", n_layers=1, d_model=16, n_heads=2, vocab_size=30, max_seq_len=16,
+                       eos_token_id=None), "causal_lm").eval()  # fmt: skip
+    short, long = np.arange(1, 4, dtype=np.int32), np.arange(1, 16, dtype=np.int32)
+    (alone,) = continued(net, [short], 8, None)
+    together, rest = continued(net, [short, long], 8, None)
+    assert together == alone
+    assert (len(alone), len(rest)) == (8, 2)
+
+
+def test_a_question_leaves_room_for_its_answer(tmp_path):
+    base = checkpoint(tmp_path / "base", byte_tokenizer())  # 64 positions
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x" * 200}])
+    own = task(max_new_tokens=20)
+    tokenizer = TextTokenizer(base, read_config(base), 64)
+    data = own.encode(list(own.stream(path, labelled=False)), [], tokenizer)
+    assert data.lengths.tolist() == [44]

@@ -43,3 +43,15 @@ def test_the_table_is_that_of_the_classes_that_occur():
     )  # fmt: skip
     assert report_text(GOLD, PREDICTED, NAMES) == expected
     assert "never" not in expected
+
+
+def test_sets_of_which_one_class_occurs():
+    """scikit-learn takes a single column for two classes, and would count what is absent."""
+    gold = np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
+    predicted = np.array([[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]])
+    for columns in (3, 1):
+        found = metrics.set_report(
+            gold[:, :columns], predicted[:, :columns], ["a", "b", "c"][:columns]
+        )
+        assert (found["micro_f1"], found["macro_f1"], found["accuracy"]) == (0, 0, 0.5)
+        assert found["classes"]["a"] == {"precision": 0, "recall": 0, "f1-score": 0, "support": 1}

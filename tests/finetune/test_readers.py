@@ -93,3 +93,15 @@ def test_unreadable_files_are_refused(tmp_path, name, content, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         list(read_records(tmp_path / "a.csv", ("text",)))
+
+
+@pytest.mark.parametrize("head", ["text,label\n", ""])
+def test_a_header_is_seen_where_columns_are_named(tmp_path, head):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{head}x,1\ny,2\n")
+    found = list(read_records(path, ["text"], columns=["text", "label"]))
+    assert [record.values["text"] for record in found] == ["x", "y"]
+    other = tmp_path / "b.csv"  # to predict on: its own header, and no label
+    other.write_text("text\nx\n")
+    (only,) = read_records(other, ["text"], columns=["label", "text"])
+    assert only.values == {"text": "x"}

@@ -11,6 +11,7 @@ from finetune.robust.adversarial import repeated
 from finetune.robust.config import Robust
 from finetune.robust.losses import Criterion, divergence
 from finetune.robust.objectives import class_weights
+from model.task_heads import NO_CHOICE
 from tests.finetune.robust_toys import FAMILIES, batch, network, number, objective
 
 
@@ -187,3 +188,12 @@ def test_r_drop_without_dropout_is_the_plain_loss():
     assert number(objective(r_drop=2.0)(net, net, data)) == pytest.approx(
         number(net(**data).loss), abs=1e-6
     )
+
+
+def test_smoothing_leaves_choices_out_that_are_none():
+    logits = torch.tensor([[1.0, -2.0, NO_CHOICE, NO_CHOICE]], requires_grad=True)
+    loss = Criterion("classes", 0.1, has_gaps=True)(logits, torch.tensor([0]))
+    expected = F.cross_entropy(logits[:, :2], torch.tensor([0]), label_smoothing=0.1)
+    assert float(loss) == pytest.approx(float(expected))
+    loss.backward()
+    assert logits.grad.sum() == pytest.approx(0, abs=1e-6)  # no push on all that is real

@@ -140,8 +140,8 @@ def test_entities_answers_and_numbers_are_judged(tmp_path):
     assert [one.index for one in run.mistakes] == [1]
     assert run.calibration.count == 0
     answers = [
-        {"label": ["a", "the a"], "predicted": "the a", "probability": 0.7},
-        {"label": ["a"], "predicted": "b", "probability": 0.6},
+        {"label": "a", "answers": ["a", "the a"], "predicted": "the a", "probability": 0.7},
+        {"label": "a", "answers": ["a"], "predicted": "b", "probability": 0.6},
     ]
     run = read_run(write_run(tmp_path / "span", {}, answers))
     assert run.wrong == 1

@@ -84,3 +84,12 @@ def test_wrong_draws_are_one_line(tmp_path, overrides, message):
         load(FinetuneConfig, config_file(tmp_path), overrides, lambda c: check(c, 1))
     assert message in str(raised.value)
     assert len(raised.value.lines) == 1
+
+
+def test_texts_without_classes_are_copies_with_the_same_answer_only():
+    from finetune.conversations import Conversation, Turn
+
+    asked = Turn("user", "q")
+    found = [Conversation(n, (asked, Turn("assistant", str(n % 7)))) for n in range(10)]
+    assert len({e.answer for e in draw(found, 5, seed=1)}) == 5
+    assert len(draw(found, 7, seed=1)) == 7

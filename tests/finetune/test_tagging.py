@@ -157,3 +157,13 @@ def test_scores_are_those_of_seqeval():
     for name, row in theirs.items():
         assert ours[name] == pytest.approx(row), name
     assert 0.3 < ours["micro avg"]["f1-score"] < 0.95
+
+
+def test_words_to_predict_on_need_no_tag_column(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("Ada\nlebt\n")
+    keys = TaskKeys(kind="token", tag_column=4)
+    (sentence,) = task_of(keys).stream(path, labelled=False)
+    assert sentence.text == "Ada lebt"
+    (problem, _) = task_of(keys).stream(path)
+    assert "a word without a tag" in problem.text

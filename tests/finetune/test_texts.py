@@ -8,11 +8,12 @@ from scipy import stats
 from sklearn import metrics as sk
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from finetune.models import open_model
 from finetune.tasks import task_of
 from finetune.tasks.config import TaskKeys
 from finetune.tasks.regression import pearson, ranks
 from finetune.tokenizer import TextTokenizer
-from model import load_pretrained
+from model import load_pretrained, save_pretrained
 from model.hf import read_config
 from tests.finetune.toys import END, WORDS, checkpoint, write_jsonl
 
@@ -290,3 +291,28 @@ def test_predicted_choices_are_texts(tmp_path):
     assert first["predicted"] == "w5 w6"
     assert (first["choice"], first["label"]) == (1, "w7")
     assert second["probabilities"] == pytest.approx([0.9, 0.1])
+
+
+def test_a_label_that_means_two_choices_is_refused(tmp_path):
+    rows = [
+        {"text": "q", "choices": ["2", "3", "4"], "label": label} for label in ("2", 2, "3", "4")
+    ]
+    found, (problem,) = read("choice", write_jsonl(tmp_path / "a.jsonl", rows))
+    assert [example.label for example in found] == [2, 1, 2]  # a place, and two texts
+    assert ":1: " in problem
+    assert "'2' is a choice, and the number or letter of another" in problem
+
+
+def test_released_models_say_what_they_predict(tmp_path):
+    directory = bert(tmp_path / "a")
+    text = TextTokenizer(directory, read_config(directory)).encode(["w1 w2"])[0][0]
+    for name, kind in (("regression", "regression"), ("multi_label_classification", "multi_label")):
+        settings = {"problem_type": name, "num_labels": 1 if kind == "regression" else 3}
+        net = load_pretrained(directory, head="sequence", **settings)
+        save_pretrained(net, tmp_path / kind, tokenizer_dir=directory)
+        opened = open_model(tmp_path / kind)
+        assert opened.task.kind == kind
+        assert opened.labels == ([] if kind == "regression" else ["LABEL_0", "LABEL_1", "LABEL_2"])
+        logits = opened.net.eval()(torch.tensor(text)[None].long()).logits
+        (kept,) = opened.task.reduce(logits, {})
+        assert np.size(kept) == settings["num_labels"]

@@ -187,3 +187,12 @@ def test_mistakes_are_one_line(tmp_path, capsys, options, words):
         capsys.readouterr()
     assert main(command) == 2
     assert words in capsys.readouterr().err
+
+
+def test_adapters_are_merged_first(tmp_path, capsys):
+    config = config_file(tmp_path, adapter__kind="lora", epochs=1)
+    for seed in (1, 2):
+        assert finetune(config, f"run.seed={seed}", f"run.dir={tmp_path / str(seed)}") == 0
+    assert main(["ensemble", str(tmp_path / "o"), str(tmp_path / "1"), str(tmp_path / "2")]) == 2
+    assert "merge them first" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -186,16 +186,23 @@ def test_measures_follow_their_formulas():
     assert monitor.length(one, two) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("count", [60, 400])
-def test_chance_is_no_drift_and_a_shift_is(count):
-    even = np.full(5, 0.2), np.full(50, 0.02), 10
+@pytest.mark.parametrize(("old", "new"), [(200, 60), (200, 2000), (500, 500)])
+def test_chance_is_no_drift_and_a_shift_is(old, new):
+    """Also where many tokens are rare, and where few old texts stand against many new ones."""
+    zipf = 1 / np.arange(1, 1001)
+    zipf /= zipf.sum()
+    told = []
     for seed in range(10):
         draw = np.random.default_rng(seed)
-        found = monitor.drift(summary(draw, *even), summary(draw, *even, count=count))
-        assert not any(row["drifted"] for row in found.values()), (seed, found)
-        shifted = summary(draw, [0.8, 0.05, 0.05, 0.05, 0.05], even[1], 10, count=count)
-        found = monitor.drift(summary(draw, *even), shifted)
-        assert [name for name, row in found.items() if row["drifted"]] == ["classes_psi"]
+        first = summary(draw, np.full(5, 0.2), zipf, 10, count=old)
+        found = monitor.drift(first, summary(draw, np.full(5, 0.2), zipf, 10, count=new))
+        told += [name for name, row in found.items() if row["drifted"]]
+        shifted = summary(draw, [0.8, 0.05, 0.05, 0.05, 0.05], zipf, 10, count=new)
+        found = monitor.drift(first, shifted)
+        assert found["classes_psi"]["drifted"]
+        other = summary(draw, np.full(5, 0.2), zipf[::-1], 10, count=new)
+        assert monitor.drift(first, other)["tokens_js"]["drifted"]
+    assert len(told) <= 2  # of 40 comparisons, each wrong once in a hundred at most
 
 
 def test_new_texts_of_another_kind_end_with_1(folder, tmp_path, capsys):

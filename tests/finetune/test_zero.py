@@ -9,6 +9,8 @@ from model import load_pretrained
 from tests.finetune.test_train import same, weights
 from tests.finetune.toys import (
     animal_texts,
+    byte_tokenizer,
+    checkpoint,
     config_file,
     finetune,
     read_report,
@@ -143,3 +145,16 @@ def test_what_does_not_go_together_is_told(keys, told):
     (problem,) = check_parallel(Parallel(**keys), "bf16")
     assert told in problem.message
     assert list(check_parallel(Parallel(zero_stage=3, offload="all"), "bf16")) == []
+
+
+def test_packed_instructions_under_zero(tmp_path):
+    """In the last, smaller step of an epoch a rank goes through a batch that counts nothing."""
+    rows = [{"prompt": f"{n}", "response": "w" * (1 + n % 4)} for n in range(11)]
+    for name in ("train", "dev", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    checkpoint(tmp_path / "base", byte_tokenizer())
+    sizes = {"batch__global_batch_size": 8, "batch__micro_batch_size": 2}
+    changes = {"task__kind": "instruct", "task__max_length": 64, "epochs": 2, **sizes}
+    plain = trained(tmp_path, "plain", **changes)
+    zero = trained(tmp_path, "zero", stage=2, **changes)
+    assert records(zero, "loss") == pytest.approx(records(plain, "loss"), abs=1e-6)
