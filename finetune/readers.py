@@ -16,6 +16,7 @@ import orjson
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+TEXT_SUFFIXES = (".txt",)
 MAX_FIELD_CHARACTERS = 1 << 27
 
 
@@ -50,10 +51,15 @@ def read_records(
 
 
 def _kind(path: Path) -> str:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix.lower() not in SUFFIXES:
+    suffix = suffix_of(path)
+    if suffix not in SUFFIXES:
         raise unreadable(path, f"its name must end in {', '.join(SUFFIXES)}, or one of them + .gz")
-    return SUFFIXES[suffix.lower()]
+    return SUFFIXES[suffix]
+
+
+def suffix_of(path: Path) -> str:
+    """How the name of a file ends, .gz left out."""
+    return (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
 
 
 def unreadable(path: Path, reason: str) -> UserError:

@@ -45,6 +45,7 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import Clock, MetricsLog, device_name
 from runtime.progress import Progress
 from runtime.run_directory import describe_run, newest_checkpoint, prepare_run_directory
+from runtime.seed import mix
 from runtime.sinks import Histogram, open_sinks
 
 _RESULTS = ("report.json", "report.html", "report.md", "predictions.jsonl")
@@ -131,7 +132,9 @@ class Session:
 
     def _batch(self, indices: Indices) -> Counted:
         pad_id = self.tokenizer.pad_id
-        arrays = self.train.batch(indices, pad_id)
+        # Not 0, which is what sets are scored with.
+        draw = 1 + mix(self.config.run.seed, self.step)
+        arrays = self.train.training_batch(indices, pad_id, draw)
         if self.noise is not None:
             arrays = self.noise.batch(arrays, indices, self.step, pad_id)
         return to_device(arrays, self.ranks.device), self.train.counts(indices)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _TASKS = {
     "classification": ("classification", "Classification"),
     "instruct": ("instruct", "Instruct"),
+    "language": ("language", "Language"),
     "multi_label": ("multi_label", "MultiLabel"),
     "regression": ("regression", "Regression"),
     "choice": ("choice", "Choice"),

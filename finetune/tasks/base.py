@@ -113,6 +113,10 @@ class Encoded:
             out["labels"] = self.labels[indices]
         return out
 
+    def training_batch(self, indices: Indices, pad_id: int, draw: int) -> Arrays:
+        """As `batch`, to learn from; what is left to chance is a pure function of `draw`."""
+        return self.batch(indices, pad_id)
+
     def fingerprint(self) -> str:
         """Hash token ids and labels: two equal ones train the same model."""
         digest = hashlib.sha256()

@@ -6,7 +6,16 @@ import pydantic
 
 from runtime.config import Config, key
 
-Kind = Literal["classification", "multi_label", "regression", "choice", "token", "span", "instruct"]
+Kind = Literal[
+    "classification",
+    "multi_label",
+    "regression",
+    "choice",
+    "token",
+    "span",
+    "instruct",
+    "language",
+]
 Template = Literal["auto", "instruction", "dialogue", "chatml"]
 Scheme = Literal["auto", "bio", "iob1", "bioes", "tags"]
 
@@ -22,7 +31,8 @@ class TaskKeys(Config):
         "classification: one class for each text; multi_label: any number of classes; "
         "regression: a number; choice: the right one of several texts; "
         "token: a tag for each word, or the named entities of a text; "
-        "span: the answer to a question, as a span of a text; instruct: answers of an assistant",
+        "span: the answer to a question, as a span of a text; instruct: answers of an assistant; "
+        "language: texts of a domain, without labels, as in pretraining",
     )
     text_key: str = key("text", "Field or column that holds the text", min_length=1)
     pair_key: str | None = key(
@@ -108,6 +118,12 @@ class TaskKeys(Config):
             )
         return self
 
+    mask_fraction: float = key(
+        0.15,
+        "language: share of the tokens that is hidden, where the model predicts hidden ones",
+        gt=0,
+        lt=1,
+    )
     prompt_key: str = key(
         "prompt", "instruct: field of the question, where a record is no conversation", min_length=1
     )

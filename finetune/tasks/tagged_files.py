@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from finetune.readers import opened, read_records, unreadable
+from finetune.readers import opened, read_records, suffix_of, unreadable
 from finetune.tasks.base import Problem
 from finetune.tasks.config import TaskKeys
 
@@ -54,7 +54,7 @@ def read_tagged(path: Path, keys: TaskKeys, *, labelled: bool) -> Iterator[Tagge
 
     Raises UserError where the file as a whole can't be read.
     """
-    suffix = (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()
+    suffix = suffix_of(path)
     if suffix in _NOT_COLUMNS:
         raise unreadable(
             path,

@@ -46,7 +46,12 @@ class Predicted(Encoded):
         ids = [self.row(int(index)) for index in indices]
         # What each token predicts: the next.
         labels = [self.labels_of(int(index)) for index in indices]
-        targets = [np.append(row[1:], IGNORE_INDEX) for row in labels]
+        return self.arrays(ids, [np.append(row[1:], IGNORE_INDEX) for row in labels], pad_id)
+
+    def arrays(
+        self, ids: Sequence[npt.NDArray[Any]], targets: Sequence[npt.NDArray[Any]], pad_id: int
+    ) -> Arrays:
+        """Make the model's arguments of these rows and what each of their tokens predicts."""
         if not self.is_packed:
             return {**pad(ids, pad_id), "targets": padded(targets, IGNORE_INDEX)}
         wanted = np.concatenate(targets).astype(np.int64)

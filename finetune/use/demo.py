@@ -5,8 +5,10 @@ made to point here (DNS rebinding) is refused by the Host header.
 """
 
 import argparse
+import contextlib
 import hmac
 import secrets
+import socket
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +29,8 @@ from runtime.signals import StopRequest
 HOST = "127.0.0.1"
 _MAX_BYTES = 1 << 20  # of a request
 _TIMEOUT_S = 30
+_LINGER_S = 2  # without a byte from a sender who was refused
+_LINGER_PIECES = 256
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
@@ -84,12 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
         is_known = hmac.compare_digest(given.encode(), self.token.encode())
         length = self.headers.get("Content-Length", "")
         if not self._is_ours() or not is_known or self.path != "/predict":
-            self.close_connection = True  # its body stays unread
-            self._send(HTTPStatus.FORBIDDEN, b"ask from the page\n")
+            self._refuse(HTTPStatus.FORBIDDEN, b"ask from the page\n")
             return
         if not length.isdecimal() or int(length) > _MAX_BYTES:
-            self.close_connection = True
-            self._send(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"too long\n")
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"too long\n")
             return
         try:
             values = orjson.loads(self.rfile.read(int(length)))
@@ -100,6 +102,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.BAD_REQUEST, b"expected a JSON object\n")
         else:
             self._send(HTTPStatus.OK, orjson.dumps(content), "application/json")
+
+    def _refuse(self, status: HTTPStatus, body: bytes) -> None:
+        """Answer a request whose body is of no use, and end the connection."""
+        self.close_connection = True
+        self._send(status, body)
+        # Closed with bytes unread, a connection is reset, and the answer may be lost with it
+        # (RFC 9112, section 9.6): hear the sender out, for a while.
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(_LINGER_S)
+        with contextlib.suppress(OSError):
+            for _ in range(_LINGER_PIECES):
+                if not self.rfile.read1(_MAX_BYTES):
+                    break
 
     def _is_ours(self) -> bool:
         names = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}

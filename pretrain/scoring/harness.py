@@ -3,8 +3,10 @@
 A task is a YAML file, and may name Python to run: only tasks that one trusts are for running.
 """
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,18 +52,30 @@ def run_tasks(
             "YAML files of your own",
             status=EXIT_BAD_INPUT,
         )
-    found = simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(directory), "dtype": dtype or "auto"},
-        tasks=list(asked.tasks),
-        num_fewshot=asked.n_shots,
-        limit=asked.limit,
-        batch_size=asked.batch_size,
-        device=device,
-        task_manager=manager,
-        log_samples=False,
-    )
+    with _alone():
+        found = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(directory), "dtype": dtype or "auto"},
+            tasks=list(asked.tasks),
+            num_fewshot=asked.n_shots,
+            limit=asked.limit,
+            batch_size=asked.batch_size,
+            device=device,
+            task_manager=manager,
+            log_samples=False,
+        )
     return {task: _numbers(values) for task, values in (found or {})["results"].items()}
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hide a launcher's LOCAL_RANK: by it alone, accelerate waits for other ranks to come."""
+    hidden = os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            os.environ["LOCAL_RANK"] = hidden
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

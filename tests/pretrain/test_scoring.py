@@ -269,6 +269,7 @@ def test_local_tasks_without_a_network(
 ) -> None:
     """The harness reads the checkpoint as it is; its rolling likelihood is our perplexity."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as an engine of this process, or a launcher, leaves it
     run = run_with(tmp_path / "run", causal, (3,))
     tasks = ["--tasks", "local_choices,local_texts", "--task-folder", str(local_tasks)]
     assert main(["evaluate", str(run), *tasks]) == 0

@@ -1,6 +1,7 @@
 """Normalisation, HTML, language, URLs, Chinese; hostile input for every rule."""
 
 import importlib.util
+import logging
 import random
 import time
 from pathlib import Path
@@ -216,15 +217,24 @@ def test_hostile_text_takes_time_in_proportion_to_its_size(rule: Rule) -> None:
     if rule.name == "html" and not has_html():
         pytest.skip("lxml_html_clean is not installed")
     cleaner = Cleaner([rule])
-    for kind, piece in HOSTILE.items():
-        spent = []
-        for size in (20_000, 160_000):
-            text = piece * (size // len(piece))
-            started = time.process_time()
-            cleaner(text)
-            spent.append(time.process_time() - started)
-        # 8 times the text: 64 times the time where it grows with the square
-        assert spent[1] < 0.2 + 24 * spent[0], kind
+    logging.disable(logging.CRITICAL)  # of the library that reads HTML, whose lines pytest keeps
+    try:
+        for kind, piece in HOSTILE.items():
+            # A busy machine stretches one turn; what grows with the square fails them all.
+            assert any(_is_proportional(cleaner, piece) for _ in range(5)), kind
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _is_proportional(cleaner: Cleaner, piece: str) -> bool:
+    """Whether 8 times the text takes far from 64 times as long."""
+    spent = []
+    for size in (20_000, 160_000):
+        text = piece * (size // len(piece))
+        started = time.process_time()
+        cleaner(text)
+        spent.append(time.process_time() - started)
+    return spent[1] < 0.2 + 24 * spent[0]
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
