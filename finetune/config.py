@@ -286,6 +286,7 @@ def check(config: FinetuneConfig, world_size: int) -> list[Problem]:
         *check_robust(config.robust, config.task.kind),
         *check_with_task(config.adapter, config.task, config.robust),
         *check_parallel(config.parallel, config.precision),
+        *_check_quantized(config),
         *_check_data(config),
         *_check_model(config),
         *check_run_dir(config.run_dir),
@@ -307,6 +308,14 @@ def _check_data(config: FinetuneConfig) -> Iterator[Problem]:
     yield from _check_folds(config.data, sets if not problems else None)
     if not problems and not task_of(config.task).cuts_examples:
         yield from check_schedule(config.schedule, config.total_steps(len(sets.train)))
+
+
+def _check_quantized(config: FinetuneConfig) -> Iterator[Problem]:
+    if config.adapter.quantize != "none" and config.parallel.zero is not None:
+        yield Problem(
+            "adapter.quantize",
+            "ZeRO can't cut quantized weights; write parallel.zero_stage: none, or quantize: none",
+        )
 
 
 def _check_folds(data: Data, sets: Sets | None) -> Iterator[Problem]:

@@ -83,9 +83,10 @@ def load_model(
     return Loaded(net, names, notes)
 
 
-def open_model(directory: Path) -> Opened:
+def open_model(directory: Path, *, quantized: bool = True) -> Opened:
     """Open a fine-tuned model directory.
 
+    quantized: False opens an adapter on whole weights, also where it was trained on quantised ones.
     Without a task.json it is taken for a classifier, as released ones are. Raises UserError.
     """
     keys, labels = _read_task(directory)
@@ -93,7 +94,7 @@ def open_model(directory: Path) -> Opened:
     try:
         head = task.head_of(read_config(directory))
         if is_adapter(directory):
-            net = open_adapter(directory, head)
+            net = open_adapter(directory, head, quantized=quantized)
         else:
             net = load_pretrained(directory, head=head)
     except CheckpointError as error:

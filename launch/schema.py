@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from data_prep.config import DataPrepConfig
 from finetune.config import FinetuneConfig
+from finetune.multitask.config import MultitaskConfig
 from launch.reference import markdown
 from pretrain.config import PretrainConfig
 from runtime.config import Config
@@ -14,6 +15,7 @@ from runtime.errors import EXIT_OK
 CONFIGS: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "multitask": MultitaskConfig,
     "data_prep": DataPrepConfig,
 }
 

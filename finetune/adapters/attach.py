@@ -27,19 +27,19 @@ class Attached:
     base: Path  # the checkpoint that it changes
     digest: str  # of the checkpoint's files
     written: tuple[str, ...]  # the parameters that its directory holds
+    whole: int  # parameters of model and adapter; packed ones hold several numbers
 
     def note(self, net: Model) -> str:
         """Say how much of the model is trained."""
         trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-        whole = sum(p.numel() for p in net.parameters())
         head = sum(
             p.numel()
             for name, p in net.named_parameters()
             if p.requires_grad and not name.startswith("trunk.")
         )
         return (
-            f"adapter {self.keys.kind}: {trained:,} of {whole:,} parameters "
-            f"({trained / whole:.2%}) are trained, {head:,} of them the head's"
+            f"adapter {self.keys.kind}: {trained:,} of {self.whole:,} parameters "
+            f"({trained / self.whole:.2%}) are trained, {head:,} of them the head's"
         )
 
 
@@ -58,6 +58,11 @@ def attach(net: Model, keys: Adapter, base: Path, digest: str) -> None:
     """
     net.requires_grad_(requires_grad=False)
     before = {name for name, _ in net.named_parameters()}
+    whole = sum(p.numel() for p in net.parameters())
+    if keys.quantize != "none":
+        from finetune.adapters.quantized import quantise
+
+        quantise(net, keys.quantize)
     if keys.kind in PROMPTS:
         prompts.attach(net, keys)
     elif keys.kind == "houlsby":
@@ -67,12 +72,13 @@ def attach(net: Model, keys: Adapter, base: Path, digest: str) -> None:
     for name, parameter in net.named_parameters():
         is_new = name not in before and ".base_layer." not in name and ".inner." not in name
         parameter.requires_grad_(is_new or _is_trained_head(name, net, keys))
+        whole += parameter.numel() if is_new else 0
     written = [
         name
         for name, parameter in net.named_parameters()
         if parameter.requires_grad or (_has_task_head(net) and not name.startswith("trunk."))
     ]
-    net.__dict__["_adapter"] = Attached(keys, base, digest, tuple(written))
+    net.__dict__["_adapter"] = Attached(keys, base, digest, tuple(written), whole)
 
 
 def without_decay(groups: list[dict[str, Any]], net: Model) -> list[dict[str, Any]]:

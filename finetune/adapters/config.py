@@ -12,6 +12,7 @@ from runtime.config import Config, Problem, key
 
 Kind = Literal["none", "lora", "rslora", "dora", "ia3", "bitfit", "houlsby", "prompt", "prefix"]
 Target = Literal["qkv", "output", "up", "down"]
+Bits = Literal["8bit", "4bit"]
 LORAS = ("lora", "rslora", "dora")
 PROMPTS = ("prompt", "prefix")
 # Peak learning rates where the user sets none: the fewer and the smaller the new parameters, the
@@ -46,6 +47,11 @@ class Adapter(Config):
         "Linear maps of every layer that are changed: qkv and output of the attention, up (with "
         "the gate) and down of the MLP; none = those that suit the kind",
     )
+    quantize: Literal["none", "8bit", "4bit"] = key(
+        "none",
+        "Keep the linear maps of the checkpoint in 8 (LLM.int8) or 4 bits (NF4): a quarter or an "
+        "eighth of the memory of fp32; needs bitsandbytes",
+    )
     virtual_tokens: int = key(16, "prompt, prefix: how many", unit="tokens", ge=1, le=1024)
     whole_head: bool = key(
         False,
@@ -71,6 +77,8 @@ def with_rate(values: Any) -> Any:
     return {**values, "optim": {**optim, "lr": RATES[str(kind)]}}
 
 
+_BLOCK = 64  # numbers that share a scale in NF4
+
 # Keys that only these kinds read.
 _READ_BY = {
     "rank": (*LORAS, "houlsby"),
@@ -94,7 +102,14 @@ def check_adapter(
                 "remove the key",
             )
     if kind == "none":
+        if adapter.quantize != "none":
+            yield Problem(
+                "adapter.quantize",
+                "the model's own weights are trained, which takes whole ones; choose an "
+                "adapter.kind, such as lora",
+            )
         return
+    yield from _check_quantized(adapter, shape)
     if importlib.util.find_spec("peft") is None:
         yield Problem("adapter.kind", f"{kind} needs peft; pip install 'ingot[finetune]'")
     if family == "custom":
@@ -133,6 +148,27 @@ def check_adapter(
         )
     if kind in PROMPTS and head == "choice":
         yield Problem("adapter.kind", f"{kind} is not there for task.kind: choice; take lora")
+
+
+def _check_quantized(adapter: Adapter, shape: ModelConfig) -> Iterator[Problem]:
+    if adapter.quantize == "none":
+        return
+    widths = {shape.d_model, shape.d_ff, shape.n_heads * shape.head_dim}
+    if adapter.quantize == "4bit" and any(width % _BLOCK for width in widths):
+        yield Problem(
+            "adapter.quantize",
+            f"4bit takes widths that {_BLOCK} divides, and this model's are "
+            f"{', '.join(map(str, sorted(widths)))}; write 8bit",
+        )
+    if adapter.kind == "bitfit":
+        yield Problem(
+            "adapter.quantize", "bitfit has no layer for a quantized map; take lora, or write none"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        yield Problem(
+            "adapter.quantize",
+            f"{adapter.quantize} needs bitsandbytes; pip install 'ingot[quantized]'",
+        )
 
 
 def check_with_task(adapter: Adapter, task: TaskKeys, robust: Robust) -> Iterator[Problem]:

@@ -166,12 +166,17 @@ def _empty_changes(net: Model, biases: Mapping[str, Tensor]) -> dict[str, Tensor
 # --- reading ---------------------------------------------------------------------------------
 
 
-def open_adapter(directory: Path, head: str) -> Model:
+def open_adapter(directory: Path, head: str, *, quantized: bool = True) -> Model:
     """Open a PEFT directory of ours: the checkpoint that it names, with the adapter in it.
+
+    quantized: False leaves the checkpoint's weights whole, though the adapter was trained on
+    quantised ones.
 
     Raises UserError where the checkpoint is gone or another one, or the directory is not whole.
     """
     keys, base, digest = _read_own(directory)
+    if not quantized:
+        keys = keys.model_copy(update={"quantize": "none"})
     if not (base / "config.json").is_file():
         raise UserError(
             f"{directory}: is an adapter of {base}, which is not there; put that checkpoint back, "

@@ -42,7 +42,7 @@ def merge(source: Path, output: Path) -> None:
         raise UserError(
             f"{directory}: is a whole model, with nothing to merge", status=EXIT_BAD_INPUT
         )
-    opened = open_model(directory)
+    opened = open_model(directory, quantized=False)
     whole = merged(opened.net, directory)
     purpose = Purpose(opened.task, opened.labels)
     try:

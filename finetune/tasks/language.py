@@ -112,9 +112,7 @@ class Language(VocabularyTask):
                 "hidden tokens; take a masked language model"
             )
         if self.keys.max_length < len(before) + len(after) + 2:
-            yield (
-                f"task.max_length: {self.keys.max_length} leaves no room for text; write more"
-            )
+            yield (f"task.max_length: {self.keys.max_length} leaves no room for text; write more")
 
     def encode(
         self, examples: Sequence[Document], labels: Sequence[str], tokenizer: TextTokenizer
@@ -158,7 +156,8 @@ class Language(VocabularyTask):
 
     def owners(self, data: Encoded) -> Indices:
         """Each row's document, (rows,)."""
-        assert isinstance(data, Pieces) and data.owner is not None
+        assert isinstance(data, Pieces)
+        assert data.owner is not None
         return data.owner
 
 

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     """Export; exit status as of every command."""
     options = _parse(arguments)
     onnx = _libraries()
-    opened = open_model(model_directory(options.directory))
+    opened = open_model(model_directory(options.directory), quantized=False)
     if opened.task.head not in _HEADS:
         raise UserError(
             f"{options.directory}: task {opened.task.kind} has no ONNX form here; its model "

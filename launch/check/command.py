@@ -73,10 +73,11 @@ def _check(options: argparse.Namespace) -> Report:
         from launch.check.pretraining import check_pretraining
 
         return check_pretraining(options.config, options.overrides, options)
-    from launch.check.other_stages import check_data_prep, check_finetuning
+    from launch.check.other_stages import check_data_prep, check_finetuning, check_multitask
 
     checks: dict[str, Callable[..., Report]] = {
         "finetune": check_finetuning,
+        "multitask": check_multitask,
         "data_prep": check_data_prep,
     }
     return checks[stage](options.config, options.overrides, options)

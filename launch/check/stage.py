@@ -5,12 +5,14 @@ from pathlib import Path
 
 from data_prep.config import DataPrepConfig
 from finetune.config import FinetuneConfig
+from finetune.multitask.config import MultitaskConfig
 from pretrain.config import PretrainConfig
 from runtime.config import Config, read_tree, rows
 
 STAGES: dict[str, type[Config]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "multitask": MultitaskConfig,
     "data_prep": DataPrepConfig,
 }
 

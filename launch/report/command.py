@@ -23,9 +23,14 @@ def main(argv: Sequence[str]) -> int:
         from launch.report.serve import serve
 
         return serve(options.run, options.port, rates)
-    path = write_report(options.run, options.output or options.run[0] / "report.html", rates)
+    path = write_report(options.run, options.output or _default(options.run[0]), rates)
     print(f"wrote {path}")
     return EXIT_OK
+
+
+def _default(run: Path) -> Path:
+    """Where the page goes; a fine-tuning run has one of its own name, of its scores."""
+    return run / ("training.html" if (run / "report.json").is_file() else "report.html")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,7 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "run", nargs="+", type=Path, help="run directory, or a folder of runs; several are compared"
     )
-    parser.add_argument("--output", type=Path, help="default: report.html in the first directory")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="default: report.html in the first directory, training.html where a fine-tuning run "
+        "has a report of its scores",
+    )
     parser.add_argument(
         "--price-per-gpu-hour", type=positive, help="adds what the run has cost, in your currency"
     )

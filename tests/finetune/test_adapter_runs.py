@@ -66,6 +66,29 @@ def test_the_best_model_is_an_adapter_of_the_base(tmp_path, capsys):
         torch.testing.assert_close(whole.net(ids).logits, opened(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_run_on_a_quantised_checkpoint(tmp_path, bits, capsys):
+    toys.checkpoint(tmp_path / "base", d_model=64, d_ff=128)
+    changes = {"adapter__kind": "lora", "adapter__quantize": bits, "optim__lr": None}
+    config = toys.config_file(tmp_path, **changes, epochs=15, log__histograms_every_steps=20)
+    assert toys.finetune(config) == 0
+    losses = toys.records(tmp_path / "run", "loss")
+    assert np.mean(losses[-6:]) < 0.97 * np.mean(losses[:6])
+    size = sum(p.numel() for p in load_pretrained(tmp_path / "base").parameters())
+    told = capsys.readouterr().out
+    whole = int(told.split(" parameters (")[0].split(" of ")[-1].replace(",", ""))
+    assert size < whole < 1.2 * size  # however many numbers are packed into one
+    assert merge([str(tmp_path / "run"), str(tmp_path / "merged")]) == 0
+    state = open_model(tmp_path / "merged").net.state_dict()
+    base = load_pretrained(tmp_path / "base").state_dict()
+    changed = [n for n in base if n in state and not torch.equal(base[n], state[n])]
+    assert changed  # by the adapter alone: its targets, from the checkpoint's whole weights
+    assert all(".attention." in name for name in changed)
+    capsys.readouterr()
+    assert toys.finetune(config, "parallel.zero_stage=2", f"run.dir={tmp_path / 'z'}") == 2
+    assert "ZeRO can't cut quantized weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["lora", "bitfit", "prompt"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, kind):
     changes = {"adapter__kind": kind, "optim__lr": None, "epochs": None}

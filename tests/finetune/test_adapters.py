@@ -31,9 +31,9 @@ AUTO = {
 }
 
 
-def adapted(directory, kind, family="modernbert", head="sequence", **keys):
+def adapted(directory, kind, family="modernbert", head="sequence", shape=None, **keys):
     """A model whose adapter has learned something, and the directory that it was written to."""
-    base = toys.checkpoint(directory / "base", family=family)
+    base = toys.checkpoint(directory / "base", family=family, **(shape or {}))
     settings = {"num_labels": 3} if head in ("sequence", "token") else {}
     torch.manual_seed(5)
     net = load_pretrained(base, head=head, pad_token_id=PAD.get(family, 0), **settings)
@@ -187,8 +187,12 @@ def test_virtual_tokens_with_a_cache_and_with_padding(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("family", "head", "name"),
-    [("llama", "causal_lm", "labels"), ("llama", "causal_lm", "targets")]
-    + [("bert", "span", "labels"), ("bert", "token", "labels")],
+    [
+        ("llama", "causal_lm", "labels"),
+        ("llama", "causal_lm", "targets"),
+        ("bert", "span", "labels"),
+        ("bert", "token", "labels"),
+    ],
 )
 def test_labels_move_with_the_virtual_tokens(tmp_path, family, head, name):
     """Against the logits of all tokens, which are those before the virtual ones' are taken away."""
@@ -293,3 +297,33 @@ def test_another_base_is_refused(tmp_path):
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(UserError, match="which is not there"):
         open_adapter(out, "sequence")
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "houlsby", "prompt"])
+def test_a_quantised_checkpoint_says_nearly_the_same(tmp_path, kind, bits):
+    net, out = adapted(tmp_path, kind, shape={"d_model": 64, "d_ff": 128}, quantize=bits)
+    maps = [m for m in net.trunk.blocks.modules() if isinstance(m, torch.nn.Linear)]
+    packed = [m for m in maps if m.weight.dtype in (torch.int8, torch.uint8)]
+    assert len(packed) == 2 * 4  # every map of both layers, and none of the adapter's
+    inputs = batch()
+    with torch.no_grad():
+        ours = net(**inputs).logits
+        again = open_adapter(out, "sequence")
+        assert torch.equal(again(**inputs).logits, ours)
+        whole = open_adapter(out, "sequence", quantized=False)(**inputs).logits
+    error = (whole - ours).abs().mean() / whole.abs().mean()
+    assert 0 < error < (0.25 if bits == "4bit" else 0.05)
+    written = load_file(out / "adapter_model.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in written.values())
+
+
+def test_a_quantised_checkpoint_is_there_for_an_adapter_alone():
+    shape = preset("modernbert-tiny", vocab_size=30)
+    for kind, told in (("none", "the model's own weights are trained"), ("bitfit", "no layer")):
+        (problem,) = check_adapter(Adapter(kind=kind, quantize="4bit"), shape, "sequence", 16)
+        assert problem.key == "adapter.quantize"
+        assert told in problem.message
+    narrow = preset("modernbert-tiny", vocab_size=30, d_model=96, n_heads=3)
+    (problem,) = check_adapter(Adapter(kind="lora", quantize="4bit"), narrow, "sequence", 16)
+    assert "4bit takes widths that 64 divides" in problem.message

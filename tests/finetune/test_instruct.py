@@ -383,8 +383,8 @@ def test_a_system_beside_the_turns_is_heard(tmp_path):
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(tmp_path):
-    net = build(preset("gpt2-tiny", n_layers=1, d_model=16, n_heads=2, vocab_size=30, max_seq_len=16,
-                       eos_token_id=None), "causal_lm").eval()  # fmt: skip
+    shape = {"n_layers": 1, "d_model": 16, "n_heads": 2, "vocab_size": 30, "max_seq_len": 16}
+    net = build(preset("gpt2-tiny", **shape, eos_token_id=None), "causal_lm").eval()
     short, long = np.arange(1, 4, dtype=np.int32), np.arange(1, 16, dtype=np.int32)
     (alone,) = continued(net, [short], 8, None)
     together, rest = continued(net, [short, long], 8, None)

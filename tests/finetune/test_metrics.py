@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import classification_report
 
+from finetune import metrics
 from finetune.metrics import report, report_text, scores
 
 NAMES = ["a", "b", "never", "macro avg"]

@@ -6,7 +6,8 @@ import pytest
 from seqeval.metrics import classification_report
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 
-from finetune.tasks import entity_scores, tagging
+from finetune.tasks import entity_scores, tagging, task_of
+from finetune.tasks.config import TaskKeys
 from finetune.tasks.tagging import Broken, Census, Entity
 
 LETTERS = {"bioes": "BIES", "bmes": "BMES", "bilou": "BILU"}

@@ -20,6 +20,7 @@ from runtime.config import ConfigError, load
 from tests import tiny_run
 from tests.architecture.source import ROOT
 from tests.corpus import prepare_corpus
+from tests.finetune.toys import animal_texts, checkpoint, write_jsonl
 from tests.processes import environment
 
 CONFIGS = sorted(ROOT.glob("*/configs/*.yaml"))
@@ -293,6 +294,33 @@ def test_a_config_of_fine_tuning(run: Any, tmp_path: Path) -> None:
     assert status == 2
     assert "/nowhere" in err
     assert "/nothing.csv" in err
+
+
+def test_a_config_of_several_tasks(run: Any, told: Any, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "base")
+    files = {
+        name: write_jsonl(tmp_path / f"{name}.jsonl", animal_texts(count))
+        for name, count in (("few", 30), ("many", 120))
+    }
+    tasks = [
+        {"name": name, "task": {"max_length": 32}, "data": {"train": str(file)}}
+        for name, file in files.items()
+    ]
+    path = tmp_path / "several.yaml"
+    values = {"model": str(tmp_path / "base"), "tasks": tasks, "epochs": 2}
+    path.write_text(yaml.safe_dump({**values, "batch": {"global_batch_size": 10}}))
+    found = told(path)
+    assert found["examples"] == {"few": 27, "many": 108}
+    assert found["steps"] == 2 * (3 + 11)
+    status, out, _ = run(path)
+    assert status == 0
+    assert "67% of the steps" in out  # the root of four times as many
+    tasks[1]["data"]["train"] = "/nothing.jsonl"
+    path.write_text(yaml.safe_dump(values))
+    status, _, err = run(path)
+    assert status == 2
+    assert "tasks.1.data.train" in err
+    assert run(path, "--no-data")[0] == 0
 
 
 def test_a_config_of_data(run: Any, tmp_path: Path) -> None:
