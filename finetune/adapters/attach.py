@@ -1,5 +1,6 @@
 """Put an adapter into a model: what is new learns, the checkpoint's own weights stay."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,6 +160,8 @@ def peft_config(
 
 def import_peft(kind: str) -> Any:
     """Import peft. Raises UserError without it."""
+    # Which it imports where it is there, and which tells of a kernel that no hub gave it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:

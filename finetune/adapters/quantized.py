@@ -16,7 +16,7 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 
 def quantise(net: Model, bits: Bits) -> None:
     """Replace every linear map of every layer. Raises UserError without bitsandbytes."""
-    # Says where no kernel of a hub can be had; torch's own products are taken instead.
+    # Tells of a kernel that no hub gave it; torch's own products are taken instead.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes

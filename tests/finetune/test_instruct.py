@@ -394,8 +394,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(tmp_path):
 
 def test_a_question_leaves_room_for_its_answer(tmp_path):
     base = checkpoint(tmp_path / "base", byte_tokenizer())  # 64 positions
-    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x" * 200}])
-    own = task(max_new_tokens=20)
+    path, own = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x" * 200}]), task(max_new_tokens=20)
     tokenizer = TextTokenizer(base, read_config(base), 64)
     data = own.encode(list(own.stream(path, labelled=False)), [], tokenizer)
     assert data.lengths.tolist() == [44]

@@ -79,7 +79,7 @@ def test_the_input_is_a_stream(trained, monkeypatch):
 def test_a_wrong_line_leaves_no_output(trained, capsys):
     rows = [*animal_texts(3), {"text": " "}]
     path = write_jsonl(trained / "bad.jsonl", rows)
-    assert main(["predict", str(trained / "run"), str(path), "--output", str(trained / "out")]) == 1
+    assert main(["predict", str(trained / "run"), str(path), "--output", str(trained / "out")]) == 2
     assert f"{path}:4: 'text' is empty" in capsys.readouterr().err
     assert not (trained / "out").exists()
     assert not list(trained.glob(".out*"))

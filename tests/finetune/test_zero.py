@@ -154,7 +154,7 @@ def test_packed_instructions_under_zero(tmp_path):
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     checkpoint(tmp_path / "base", byte_tokenizer())
     sizes = {"batch__global_batch_size": 8, "batch__micro_batch_size": 2}
-    changes = {"task__kind": "instruct", "task__max_length": 64, "epochs": 2, **sizes}
+    changes = {"task__kind": "instruct", "task__max_length": 64, "steps": 4, **sizes}
     plain = trained(tmp_path, "plain", **changes)
     zero = trained(tmp_path, "zero", stage=2, **changes)
     assert records(zero, "loss") == pytest.approx(records(plain, "loss"), abs=1e-6)
