@@ -1,6 +1,7 @@
 """Files of answers: JSONL, CSV or TSV, written so that a killed command can go on."""
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -12,9 +13,13 @@ from typing import IO, Any, NamedTuple, Self
 
 import orjson
 
-from runtime.errors import EXIT_BAD_INPUT, UserError
+from runtime.errors import UserError
 
 TABLES = {".csv": "csv", ".tsv": "tsv"}  # any other name gets JSON lines
+
+
+class WrongLineError(UserError):
+    """A line of the input that can't be read, however often it is tried."""
 
 
 class Progress(NamedTuple):
@@ -68,8 +73,8 @@ def _line(cells: Sequence[str], kind: str) -> bytes:
         # One space for each, so that places in a text stay.
         return ("\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in cells) + "\n").encode()
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
+    csv.writer(text).writerow(cells)  # with \r\n, so that cells with either are quoted
+    return text.getvalue().removesuffix("\r\n").encode() + b"\n"
 
 
 class Resumable:
@@ -87,17 +92,19 @@ class Resumable:
         self.progress = Progress(0, 0)
         self._columns: list[str] = []
         self._stream: IO[bytes]
-        self.write: Callable[[dict[str, Any]], None]
+        self._write: Callable[[dict[str, Any]], None]
 
     def __enter__(self) -> Self:
         try:
             size = self._resume()
+            if not size:
+                self._state.unlink(missing_ok=True)  # of what the first byte will overwrite
             self._stream = self.part.open("r+b" if size else "wb")
             self._stream.truncate(size)
             self._stream.seek(size)
         except OSError as error:
             raise self._unwritable(error) from error
-        self.write = write_row_of(self._kind, self._stream, self._columns)
+        self._write = write_row_of(self._kind, self._stream, self._columns)
         return self
 
     def __exit__(
@@ -106,11 +113,19 @@ class Resumable:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
-        # A wrong line stays wrong; a full disk may have room again.
-        if isinstance(error, UserError) and error.status == EXIT_BAD_INPUT:
+        with contextlib.suppress(OSError):  # the rest is not counted; what failed is told already
+            self._stream.close()
+        # A wrong line stays wrong; a full disk may have room again, a GPU come back.
+        if isinstance(error, WrongLineError):
             self.part.unlink(missing_ok=True)
             self._state.unlink(missing_ok=True)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one answer. Raises UserError where the disk is full."""
+        try:
+            self._write(row)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def save(self, progress: Progress) -> None:
         """Count what is written as done."""

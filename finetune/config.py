@@ -41,7 +41,7 @@ _FREE = (
 
 
 class Data(Config):
-    """Labelled files: .jsonl, .csv or .tsv, each also packed as .gz."""
+    """Files of the task's kind, mostly .jsonl, .csv or .tsv; each also packed as .gz."""
 
     train: str = key(..., "Texts to learn from")
     dev: str | None = key(

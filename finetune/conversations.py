@@ -98,7 +98,7 @@ def _turns(values: Mapping[str, Any], pair: tuple[str, str], *, labelled: bool) 
 
 def _with_system(turns: list[Turn], text: Any) -> list[Turn] | str:
     """The turns after what a field beside them says as the system's."""
-    if text is None or text == "":
+    if text is None or (isinstance(text, str) and not text.strip()):
         return turns
     if not isinstance(text, str):
         return f"'system' must be text, got {type(text).__name__}"

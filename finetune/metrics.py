@@ -67,7 +67,16 @@ def _average(gold: Classes, predicted: Classes, average: str) -> dict[str, float
 
 def report_text(gold: Classes, predicted: Classes, names: Sequence[str]) -> str:
     """Return the same as a table for people, of the classes that occur."""
-    return _table(gold, predicted, sorted({*gold.tolist(), *predicted.tolist()}), names)
+    present = sorted({*gold.tolist(), *predicted.tolist()})
+    text: str = classification_report(
+        gold,
+        predicted,
+        labels=present,
+        target_names=[names[i] for i in present],
+        digits=4,
+        zero_division=0,
+    )
+    return text
 
 
 def set_scores(gold: Sets, predicted: Sets) -> dict[str, float]:
@@ -133,16 +142,13 @@ def set_report_text(gold: Sets, predicted: Sets, names: Sequence[str]) -> str:
     present = np.flatnonzero(gold.any(0) | predicted.any(0)).tolist()
     if not present:
         return "no text has a class, and none is predicted\n"
-    return _table(gold, predicted, present, names)
-
-
-def _table(gold: Any, predicted: Any, present: list[int], names: Sequence[str]) -> str:
-    text: str = classification_report(
-        gold,
-        predicted,
-        labels=present,
-        target_names=[names[i] for i in present],
-        digits=4,
-        zero_division=0,
-    )
-    return text
+    found = set_report(gold, predicted, names)
+    rows = [(names[i], found["classes"][names[i]]) for i in present]
+    averages = [(name, found[name]) for name in ("micro avg", "macro avg", "weighted avg")]
+    width = max(len(name) for name, _ in (*rows, *averages))
+    columns = ("precision", "recall", "f1-score")
+    lines = [" " * width + "".join(f" {name:>10}" for name in (*columns, "support")), ""]
+    for name, row in (*rows, ("", None), *averages):
+        values = "" if row is None else "".join(f" {row[key]:>10.4f}" for key in columns)
+        lines.append("" if row is None else f"{name:>{width}}{values} {row['support']:>10}")
+    return "\n".join(lines) + "\n"

@@ -62,7 +62,13 @@ def load_model(
         else:
             net = load_pretrained(source, head=head, **settings).float()
     except CheckpointError as error:
-        raise UserError(str(error), status=EXIT_BAD_INPUT) from error
+        told = str(error)
+        if task.is_of_vocabulary and "missing" in told:
+            told += (
+                f"; task.kind: {task.kind} goes on with a language model's head, which classifiers "
+                "and bare encoders lack: take the checkpoint as it was pretrained"
+            )
+        raise UserError(told, status=EXIT_BAD_INPUT) from error
     if not is_same:
         # A head for other classes, though of the same size, knows nothing of these.
         initialise(net.get_submodule(_HEAD))
@@ -127,9 +133,16 @@ _KINDS: dict[str, Kind] = {
 def _released(directory: Path) -> tuple[TaskKeys, list[str] | None]:
     """The task of a model without a task.json, and its classes: None where config.json has them."""
     try:
-        kind = _KINDS[read_config(directory).predicts]
+        shape = read_config(directory)
     except CheckpointError as error:
         raise UserError(str(error), status=EXIT_BAD_INPUT) from error
+    kind = _KINDS[shape.predicts]
+    if kind == "regression" and shape.num_labels != 1:
+        raise UserError(
+            f"{directory}: predicts {shape.num_labels} numbers of each text; a regression of one "
+            "is what is read here",
+            status=EXIT_BAD_INPUT,
+        )
     return TaskKeys(kind=kind), [] if kind == "regression" else None
 
 

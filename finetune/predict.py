@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.answers import Progress, Resumable, write_row_of
+from finetune.answers import Progress, Resumable, WrongLineError, write_row_of
 from finetune.config import model_directory
 from finetune.tasks.base import Outputs, Problem, Task
 from finetune.use.typed import fields
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m finetune predict",
-        description="Say of every example of a file (.jsonl, .csv, .tsv, also .gz) what the model "
+        description="Say of every example of a file (of the task's kind, also .gz) what the model "
         "makes of it, one row an example. The same command goes on where it was killed.",
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="model directory, or a run")
@@ -142,5 +142,5 @@ def _amend(
 def _examples(task: Task, path: Path) -> Iterator[Any]:
     for found in task.stream(path, labelled=False):
         if isinstance(found, Problem):
-            raise UserError(f"{path}:{found.line}: {found.text}", status=EXIT_BAD_INPUT)
+            raise WrongLineError(f"{path}:{found.line}: {found.text}", status=EXIT_BAD_INPUT)
         yield found

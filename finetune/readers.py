@@ -119,7 +119,12 @@ def _table(
     try:
         first = next(rows, [])
         # A file may have a header though others of its kind have none.
-        has_header = columns is None or set(keys or columns) <= set(first)
+        if columns is None:
+            has_header = True
+        elif keys:
+            has_header = set(keys) <= set(first)
+        else:  # nothing is asked for that each file must have
+            has_header = set(first) <= set(columns)
         header = first if has_header or columns is None else list(columns)
         missing = [_missing("column", key, header) for key in keys if key not in header]
         if missing:

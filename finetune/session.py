@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune import checkpoint
-from finetune.adapters.attach import without_decay
+from finetune.adapters.attach import attached, without_decay
 from finetune.batches import Indices, Plan
 from finetune.config import (
     BEST,
@@ -34,6 +34,7 @@ from finetune.tokenizer import TextTokenizer
 from finetune.transfer.advice import Decision, decide, decided
 from finetune.transfer.layers import parameter_groups, prepare
 from model.heads import Model
+from model.hf import read_config
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo, verify
 from runtime.checkpoint.format import MANIFEST
@@ -303,7 +304,7 @@ def _decide(
             return decided(TrainingState(resumed.path).values["transfer"])
     texts = [example.text for example in sets.train]
     task = config.task
-    head = task_of(task).head
+    head = task_of(task).head_of(read_config(source))
     return decide(transfer, source, texts, ranks, max_length=task.max_length, head=head)
 
 
@@ -366,7 +367,9 @@ def _restore(session: Session, resumed: CheckpointInfo) -> None:
 
 def _introduction(session: Session, precision: str) -> list[str]:
     config, ranks, sets = session.config, session.ranks, session.sets
-    size = sum(numel(p) for p in session.replicas.module.parameters()) / 1e6
+    adapter = attached(session.net)  # knows how many numbers a quantised checkpoint packs
+    parameters = session.replicas.module.parameters()
+    size = (sum(map(numel, parameters)) if adapter is None else adapter.whole) / 1e6
     classes = f"; {len(sets.labels)} classes" if sets.labels else ""
     lines = [
         f"{session.replicas.module.config.family} model, {size:.2f} M parameters; {precision}, "

@@ -93,14 +93,7 @@ def check_adapter(
 ) -> Iterator[Problem]:
     """What doesn't go together with the model; head and max_length: of the task."""
     kind, family = adapter.kind, shape.family
-    neutral = Adapter()
-    for name, kinds in _READ_BY.items():
-        if getattr(adapter, name) != getattr(neutral, name) and kind not in kinds:
-            yield Problem(
-                f"adapter.{name}",
-                f"is of adapter.kind {', '.join(kinds)}, got {kind}; choose one of these, or "
-                "remove the key",
-            )
+    yield from _check_unread(adapter)
     if kind == "none":
         if adapter.quantize != "none":
             yield Problem(
@@ -150,6 +143,19 @@ def check_adapter(
         yield Problem("adapter.kind", f"{kind} is not there for task.kind: choice; take lora")
 
 
+def _check_unread(adapter: Adapter) -> Iterator[Problem]:
+    """Keys of other kinds. Without an adapter all wait: a config is compared with and without."""
+    neutral, kind = Adapter(), adapter.kind
+    for name, kinds in _READ_BY.items():
+        is_set = getattr(adapter, name) != getattr(neutral, name)
+        if is_set and kind not in ("none", *kinds):
+            yield Problem(
+                f"adapter.{name}",
+                f"is of adapter.kind {', '.join(kinds)}, got {kind}; choose one of these, or "
+                "remove the key",
+            )
+
+
 def _check_quantized(adapter: Adapter, shape: ModelConfig) -> Iterator[Problem]:
     if adapter.quantize == "none":
         return
@@ -178,6 +184,12 @@ def check_with_task(adapter: Adapter, task: TaskKeys, robust: Robust) -> Iterato
             "task.packing",
             f"adapter.kind {adapter.kind} puts its tokens before each row, and packed texts lie in "
             "one; write false",
+        )
+    if adapter.kind == "prompt" and task.kind == "language":
+        yield Problem(
+            "adapter.kind",
+            "prompt puts its tokens before each row, and the rows of task.kind: language lie in "
+            "one; take lora",
         )
     if adapter.kind == "prompt" and robust.adversarial != "none":
         yield Problem(

@@ -14,6 +14,7 @@ from finetune.config import (
     Optim,
     check,
     check_resume,
+    cuts_examples,
     read_sets,
 )
 from finetune.robust.config import Robust
@@ -143,7 +144,7 @@ def check_all(config: MultitaskConfig, world_size: int) -> list[Problem]:
                 "tasks", "robust.dropout is of the trunk, which all share; write the same in all"
             )
         )
-    if not problems:
+    if not problems and not any(map(cuts_examples, config.members.values())):
         sizes = [len(read_sets(member)[0].train) for member in config.members.values()]
         problems += check_schedule(config.schedule, total_steps(config, sizes))
     return [*problems, *check_resume(config)]

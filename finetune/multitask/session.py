@@ -28,6 +28,7 @@ from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.reader import TrainingState, understood
 from runtime.checkpoint.saver import Saver
+from runtime.checks import check_schedule
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.metrics import Clock, MetricsLog, device_name
@@ -202,6 +203,8 @@ def start(config: MultitaskConfig, ranks: Ranks, beat: Callable[[], None]) -> Jo
     joint = Joint({name: parts.net for name, parts in made.items()})
     sizes = [len(parts.train) for parts in made.values()]
     total = total_steps(config, sizes)
+    for problem in check_schedule(config.schedule, total):
+        raise UserError(f"{problem.key}: {problem.message}", status=EXIT_BAD_INPUT)
     notes = [f"{name}: {note}" for name, parts in made.items() for note in parts.notes]
     notes += prepare(joint, config.transfer, total, is_resumed=resumed is not None)
     turns = Turns({name: parts.objective for name, parts in made.items()})

@@ -51,7 +51,7 @@ class Criterion:
             label_smoothing=0.0 if self.has_gaps else self.smoothing,
         )
         if self.has_gaps and self.smoothing:
-            is_there = logits > NO_CHOICE
+            is_there = logits > NO_CHOICE / 2  # which bf16 rounds towards 0
             apart = -logits.log_softmax(-1).masked_fill(~is_there, 0).sum(-1) / is_there.sum(-1)
             each = (1 - self.smoothing) * each + self.smoothing * apart
         counted = labels != IGNORE_INDEX

@@ -162,6 +162,7 @@ class Task(ABC):
     kind: ClassVar[str]
     head: ClassVar[str]  # of the model
     metrics: ClassVar[tuple[str, ...]]  # that may choose the best model; the first is the default
+    is_of_vocabulary: ClassVar[bool] = False  # its head is the language model's own
     cuts_examples: ClassVar[bool] = False  # into several items: their number is known once encoded
 
     def __init__(self, keys: TaskKeys) -> None:

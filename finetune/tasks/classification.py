@@ -1,7 +1,7 @@
 """One class for each text, or for each pair of texts. Torch-free."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def sorted_names(names: set[str]) -> list[str]:
     return sorted(names)
 
 
-def unknown_labels(found: Iterator[tuple[str, int]], known: Sequence[str]) -> list[str]:
+def unknown_labels(found: Iterable[tuple[str, int]], known: Sequence[str]) -> list[str]:
     """Labels of a set, each with its line, that train does not have: one line for all."""
     unknown: dict[str, int] = {}
     names = set(known)

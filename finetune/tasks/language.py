@@ -1,5 +1,6 @@
 """Pretraining continued on the text of a domain: the next token, or hidden ones (Devlin 2019)."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from finetune.readers import TEXT_SUFFIXES, opened, read_records, suffix_of
+from finetune.readers import (
+    SUFFIXES,
+    TEXT_SUFFIXES,
+    opened,
+    read_records,
+    suffix_of,
+    unreadable,
+)
 from finetune.tasks.base import IGNORE_INDEX, Arrays, Encoded, Indices, Problem, join
 from finetune.tasks.texts import text_problem
 from finetune.tasks.vocabulary import Predicted, VocabularyTask
@@ -39,9 +47,9 @@ class Hidden(Pieces):
     """Rows of which a share is hidden and predicted: of n ordinary tokens round(fraction · n).
 
     At least one; 8 in 10 of them become the mask, 1 in 10 any ordinary token, the others stay
-    (Devlin et al. 2019). Which ones is a pure function of the draw and the row's number: the same
-    on any number of ranks and after a resume. `labels` are the ids, -100 where nothing may be
-    hidden.
+    (Devlin et al. 2019). Which ones is a pure function of the draw and the row's number (of its
+    content, where it is scored): the same on any number of ranks and after a resume. `labels` are
+    the ids, -100 where nothing may be hidden.
     """
 
     fraction: float = 0.15
@@ -68,8 +76,10 @@ class Hidden(Pieces):
     def _hidden(self, index: int, draw: int) -> tuple[npt.NDArray[np.int64], ...]:
         """A row with some tokens hidden, and what they were: -100 elsewhere."""
         assert self.ordinary is not None
-        generator = np.random.default_rng([draw, index])
         ids, labels = self.row(index).astype(np.int64), self.labels_of(index)
+        # What is scored must not depend on which texts it is scored with.
+        of = zlib.crc32(ids.tobytes()) if draw == _EVALUATED else index
+        generator = np.random.default_rng([draw, of])
         places = generator.permutation(np.flatnonzero(labels != IGNORE_INDEX))[: self._hides(index)]
         targets = np.full_like(ids, IGNORE_INDEX)
         targets[places] = ids[places]
@@ -94,6 +104,9 @@ class Language(VocabularyTask):
         if suffix_of(path) in TEXT_SUFFIXES:
             yield from _paragraphs(path)
             return
+        if suffix_of(path) not in SUFFIXES:
+            known = ", ".join((*TEXT_SUFFIXES, *SUFFIXES))
+            raise unreadable(path, f"its name must end in {known}, or one of them + .gz")
         for line, values, problem in read_records(path, [key], columns=self.keys.columns):
             wrong = problem or text_problem(values.get(key), key)
             yield Problem(line, wrong) if wrong else Document(line, values[key])
@@ -125,6 +138,7 @@ class Language(VocabularyTask):
         is_causal = tokenizer.shape.causal
         ends = after or (list(tokenizer.eos_ids[:1]) if is_causal else [])
         size = tokenizer.max_length - len(before) - len(ends)
+        special = np.array(sorted(tokenizer.special_ids))
         rows, wanted, owner = [], [], []
         for number, example in enumerate(examples):
             ids = tokenizer.encode_part(example.text)[0] or [tokenizer.pad_id]
@@ -134,7 +148,7 @@ class Language(VocabularyTask):
                 row = np.array([*before, *piece, *closes], np.int32)
                 told = row.astype(np.int64)
                 if not is_causal:
-                    told[np.isin(row, list(tokenizer.special_ids))] = IGNORE_INDEX
+                    told[np.isin(row, special)] = IGNORE_INDEX
                 told[:1] = IGNORE_INDEX if is_causal else told[:1]  # nothing comes before it
                 rows.append(row)
                 wanted.append(told)
@@ -145,7 +159,7 @@ class Language(VocabularyTask):
         if is_causal:
             return Pieces(*shared, owner=owners)
         assert tokenizer.mask_id is not None  # check_model saw it
-        ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids))
+        ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), special)
         return Hidden(
             *shared,
             owner=owners,

@@ -117,13 +117,17 @@ class TokenTagging(Task):
                 return []
             return [f"every word has the tag {labels[0]!r}; a second one is needed"]
         is_plain = self._is_plain(labels)
-        other = next((s for s in examples if s.is_plain != is_plain), None)
+        # A set whose only tag is O has entities or plain tags alike.
+        said = (s for s in examples if s.entities or s.is_plain)
+        other = next((s for s in said if s.is_plain != is_plain), None)
         if other is not None:
             here, there = ("tags of words", "entities")[:: 1 if other.is_plain else -1]
             return [f"line {other.line} has {here}, and train {there}"]
-        known = {self._type(label) for label in labels}
-        found = ((e.type, s.line) for s in examples for e in s.entities or ())
-        return unknown_labels(found, sorted(known))
+        if is_plain:
+            tags = ((tag, s.line) for s in examples for tag in _tags(s, is_plain))
+            return unknown_labels(tags, labels)
+        types = ((e.type, s.line) for s in examples for e in s.entities or ())
+        return unknown_labels(types, sorted({self._type(label) for label in labels}))
 
     def _is_plain(self, labels: Sequence[str]) -> bool:
         return self.keys.scheme == "tags" or any(tagging.parts(name) is None for name in labels)
@@ -326,7 +330,8 @@ def _cuts_a_word(text: str, one: Marked) -> str:
 def _tags(example: Sentence, is_plain: bool) -> list[str]:
     found = example.entities or ()
     if is_plain:
-        return [entity.type for entity in found]
+        # One that was read as having no entities has nothing but O.
+        return [entity.type for entity in found] or [OUTSIDE] * len(example.offsets)
     return tagging.bio(found, len(example.offsets))
 
 

@@ -70,6 +70,7 @@ class Predicted(Encoded):
 class VocabularyTask(Task):
     """A task whose answers are tokens."""
 
+    is_of_vocabulary = True
     metrics = ("loss", "perplexity", "token_accuracy")
 
     def infer(self, net: Any, batch: Mapping[str, "Tensor"]) -> Outputs:

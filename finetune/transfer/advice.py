@@ -97,6 +97,11 @@ def advise(
     is_few = measured.examples < FEW
     size = f"{measured.examples:,} examples ({'few' if is_few else 'enough'}: {FEW} are enough)"
     chosen, why = _choice(is_few, is_like and (has_own_head or not is_few), n_layers)
+    if is_few and is_like and not has_own_head:
+        why = (
+            "few examples, and a head that is the embeddings' own matrix can't learn alone; the "
+            f"first {chosen['freeze_layers']} layers stay"
+        )
     reasons = [
         f"transfer.strategy auto: {size}; {likeness}",
         f"so {chosen['strategy']}: {why}",

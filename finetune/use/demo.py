@@ -109,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, body)
         # Closed with bytes unread, a connection is reset, and the answer may be lost with it
         # (RFC 9112, section 9.6): hear the sender out, for a while.
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(_LINGER_S)
         with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_LINGER_S)
             for _ in range(_LINGER_PIECES):
                 if not self.rfile.read1(_MAX_BYTES):
                     break

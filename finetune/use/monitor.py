@@ -114,7 +114,9 @@ def _reference(opened: Opened, options: argparse.Namespace) -> list[Any]:
     sets, problems = read_sets(config)
     if problems:
         raise UserError(f"{problems[0].key}: {problems[0].message}", status=EXIT_BAD_INPUT)
-    return sets.dev[: options.limit]
+    count = min(options.limit, len(sets.dev))
+    chosen = np.random.default_rng(_SEED).choice(len(sets.dev), count, replace=False)
+    return [sets.dev[int(index)] for index in chosen]
 
 
 def _observe(opened: Opened, examples: list[Any]) -> Observed:

@@ -90,7 +90,10 @@ def check_multitask(path: Path, overrides: Sequence[str], options: argparse.Name
         for name, found in sets.items()
     ]  # fmt: skip
     steps = total_steps(config, sizes)
-    rows.append(Row("run", f"{steps:,} steps of {config.batch.global_batch_size} texts of a task"))
+    is_cut = any(map(cuts_examples, members.values()))
+    more = " or more, and other shares: long texts are cut into several" if is_cut else ""
+    batch = config.batch.global_batch_size
+    rows.append(Row("run", f"{steps:,} steps{more}; each of {batch} texts of one task"))
     report.numbers |= {"steps": steps, "examples": dict(zip(members, sizes, strict=True))}
     most = max(
         _memory(member, *_shape(member, sets[name].labels), target)

@@ -318,6 +318,17 @@ def test_a_quantised_checkpoint_says_nearly_the_same(tmp_path, kind, bits):
     assert all(tensor.dtype == torch.float32 for tensor in written.values())
 
 
+def test_what_an_adapter_reads_waits_where_there_is_none():
+    shape = preset("modernbert-tiny", vocab_size=30)
+    assert list(check_adapter(Adapter(kind="none", rank=16), shape, "sequence", 16)) == []
+    (problem,) = check_adapter(Adapter(kind="ia3", rank=16), shape, "sequence", 16)
+    assert problem.key == "adapter.rank"
+    language = TaskKeys(kind="language")
+    (problem,) = check_with_task(Adapter(kind="prompt"), language, Robust())
+    assert "lie in one" in problem.message
+    assert not list(check_with_task(Adapter(kind="prefix"), language, Robust()))
+
+
 def test_a_quantised_checkpoint_is_there_for_an_adapter_alone():
     shape = preset("modernbert-tiny", vocab_size=30)
     for kind, told in (("none", "the model's own weights are trained"), ("bitfit", "no layer")):

@@ -1,7 +1,10 @@
 """Predictions go on where they were killed, and end with the bytes of an undisturbed run."""
 
+import argparse
 import csv
 import io
+import resource
+import signal
 from pathlib import Path
 
 import orjson
@@ -9,7 +12,7 @@ import pytest
 
 from finetune import evaluate
 from finetune.__main__ import main
-from finetune.answers import Resumable, write_row_of
+from finetune.answers import Progress, Resumable, write_row_of
 from finetune.readers import read_records
 from runtime.errors import UserError
 from tests.finetune.toys import animal_texts, config_file, finetune, write_jsonl
@@ -108,20 +111,58 @@ def test_a_table_has_the_columns_of_its_first_row():
         write({"index": 2, "text": "f", "more": 1})
 
 
-def test_a_full_disk_keeps_what_is_done(run, tmp_path, monkeypatch):
-    output = tmp_path / "out.csv"
-    real, saves = Resumable.save, []
-
-    def full(self, progress):
-        saves.append(progress)
-        if len(saves) == 3:
-            raise UserError(f"{output}: cannot be written: No space left on device")
-        real(self, progress)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Resumable, "save", full)
+def test_a_full_disk_keeps_what_is_done(run, tmp_path, capsys):
+    output, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
+    assert predict(run, whole) == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, as where a disk is full
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size * 3 // 4, limits[1]))
         assert predict(run, output) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert f"{output}: cannot be written: File too large" in capsys.readouterr().err
     assert (tmp_path / ".out.csv.part").exists()
     assert predict(run, output) == 0
-    assert predict(run, tmp_path / "whole.csv") == 0
-    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert "going on after" in capsys.readouterr().err
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_machine_without_the_gpu_keeps_what_is_done(run, tmp_path, monkeypatch):
+    output = tmp_path / "out.jsonl"
+
+    def missing(_):
+        raise UserError("torch sees no GPU", status=2)
+
+    real = Resumable.save
+    with monkeypatch.context() as patched:
+        patched.setattr(Resumable, "save", lambda *a: (real(*a), missing(0)))
+        assert predict(run, output) == 2
+        patched.setattr(Resumable, "save", real)
+        patched.setattr("runtime.dist.resolve_device", missing)
+        assert predict(run, output) == 2
+    state = orjson.loads((tmp_path / ".out.jsonl.state").read_bytes())
+    assert state["examples"] == 32
+    assert predict(run, output) == 0
+
+
+def test_no_answers_of_two_inputs_in_one_file(run, tmp_path):
+    """Begun of A, then of B, which is killed before its first save; then A is gone on with."""
+    output, model = tmp_path / "out.jsonl", run / "run/best"
+    for name in "AB":
+        write_jsonl(tmp_path / name, [{"text": name}])
+
+    def options(name):
+        kept = {"text_key": None, "intents": False, "batch_size": 2, "device": "cpu"}
+        return argparse.Namespace(input=tmp_path / name, **kept)
+
+    for name, saves in (("A", True), ("B", False)):
+        opened = Resumable(output, model, options(name)).__enter__()
+        for index in range(20):
+            opened.write({"index": index, "of": name})
+        if saves:
+            opened.save(Progress(20, 0))
+        opened._stream.close()
+    with Resumable(output, model, options("A")) as again:
+        assert again.progress == Progress(0, 0)

@@ -370,18 +370,6 @@ def test_open_model_gives_the_format_back(tmp_path):
     assert found.chat(tokenizer).name == "dialogue"
 
 
-def test_a_system_beside_the_turns_is_heard(tmp_path):
-    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    rows = [{"system": "Be terse.", "conversations": turns}]
-    path = write_jsonl(tmp_path / "a.jsonl", rows)
-    ((example,), problems) = task().read(path)
-    assert problems == []
-    assert [turn.role for turn in example.turns] == ["system", "user", "assistant"]
-    twice = [{"system": "x", "conversations": [{"from": "system", "value": "y"}, *turns]}]
-    (problem,) = task().read(write_jsonl(tmp_path / "b.jsonl", twice)).problems
-    assert "says twice what the system says" in problem
-
-
 def test_an_answer_does_not_depend_on_its_neighbours(tmp_path):
     shape = {"n_layers": 1, "d_model": 16, "n_heads": 2, "vocab_size": 30, "max_seq_len": 16}
     net = build(preset("gpt2-tiny", **shape, eos_token_id=None), "causal_lm").eval()

@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from finetune.__main__ import main
@@ -13,8 +14,9 @@ from finetune.devices import to_device
 from finetune.tasks import task_of
 from finetune.tasks.config import TaskKeys
 from finetune.tokenizer import TextTokenizer
-from model import load_pretrained
+from model import load_pretrained, save_pretrained
 from model.hf import read_config
+from runtime.errors import UserError
 from tests.finetune.toys import (
     END,
     WORDS,
@@ -180,3 +182,60 @@ def test_a_model_that_can_hide_nothing_is_refused(tmp_path, capsys):
     checkpoint(tmp_path / "base", word_tokenizer(), family="bert")
     assert finetune(run_config(tmp_path)) == 2
     assert "names no mask_token, which stands for hidden tokens" in capsys.readouterr().err
+
+
+def test_scores_do_not_depend_on_the_batch(tmp_path, capsys):
+    assert finetune(run_config(tmp_path, epochs=None, steps=1)) == 0
+    wanted = (tmp_path / "run/predictions.jsonl").read_bytes().splitlines()
+    for size in ("1", "16"):
+        words = ["predict", str(tmp_path / "run"), str(tmp_path / "test.jsonl"), "--device", "cpu"]
+        capsys.readouterr()
+        assert main([*words, "--batch-size", size]) == 0
+        for line, expected in zip(capsys.readouterr().out.splitlines(), wanted, strict=True):
+            told = orjson.loads(expected)["predicted"]
+            assert orjson.loads(line)["predicted"] == pytest.approx(told, abs=1e-5)
+
+
+def test_a_classifier_is_no_language_model(tmp_path, capsys):
+    base = checkpoint(tmp_path / "base", masked_tokenizer(), family="bert")
+    net = load_pretrained(base, head="sequence", num_labels=2)
+    save_pretrained(net, tmp_path / "classifier", tokenizer_dir=base)
+    assert finetune(run_config(tmp_path, model=str(tmp_path / "classifier"))) == 2
+    assert "which classifiers and bare encoders lack" in capsys.readouterr().err
+
+
+def test_auto_sees_that_a_tied_head_cannot_learn_alone(tmp_path, capsys):
+    checkpoint(tmp_path / "base", family="gpt2", tie_embeddings=True)
+    few = write_jsonl(tmp_path / "few.jsonl", animal_texts(10))
+    path = run_config(tmp_path, transfer__strategy="auto", epochs=1)
+    assert finetune(path, f"data.train={few}") == 0
+    assert "so head" not in capsys.readouterr().out
+
+
+def test_a_file_of_another_kind_is_told_what_is_read(tmp_path):
+    task = task_of(TaskKeys(kind="language"))
+    with pytest.raises(UserError, match=r"must end in \.txt, \.jsonl"):
+        task.read(tmp_path / "a.md")
+
+
+def test_one_of_several_tasks(tmp_path, capsys):
+    """Its documents are counted by their rows, once they are cut: 12 of them here, not one."""
+    base = checkpoint(tmp_path / "base", masked_tokenizer(), family="bert")
+    write_jsonl(tmp_path / "cls.jsonl", animal_texts(32))
+    for name in ("lm", "dev"):
+        (tmp_path / f"{name}.txt").write_text(" ".join(WORDS * 6))
+    of_texts = {"train": str(tmp_path / "lm.txt"), "dev": str(tmp_path / "dev.txt")}
+    tasks = [
+        {"name": "lm", "task": {"kind": "language", "max_length": 16}, "data": of_texts},
+        {"name": "cls", "task": {"max_length": 16}, "data": {"train": str(tmp_path / "cls.jsonl")}},
+    ]
+    values = {"model": str(base), "tasks": tasks, "epochs": 2, "log": {"tensorboard": False}}
+    values |= {"batch": {"global_batch_size": 4}, "run": {"dir": str(tmp_path / "m")}}
+    path = tmp_path / "several.yaml"
+    path.write_text(yaml.safe_dump(values | {"schedule": {"warmup_steps": 20}}))
+    assert main(["multitask", str(path)]) == 0
+    assert "22 steps" in capsys.readouterr().out
+    assert read_report(tmp_path / "m/lm")["perplexity"] > 1
+    path.write_text(yaml.safe_dump(values | {"schedule": {"warmup_steps": 22}}))
+    assert main(["multitask", str(path), f"run.dir={tmp_path / 'n'}"]) == 2
+    assert "22 is not less than the run's 22 steps" in capsys.readouterr().err

@@ -56,3 +56,17 @@ def test_sets_of_which_one_class_occurs():
         )
         assert (found["micro_f1"], found["macro_f1"], found["accuracy"]) == (0, 0, 0.5)
         assert found["classes"]["a"] == {"precision": 0, "recall": 0, "f1-score": 0, "support": 1}
+
+
+def test_a_table_of_sets_says_what_the_report_says():
+    gold, predicted = np.array([[1], [0], [0], [0]]), np.array([[0], [1], [0], [0]])
+    line = metrics.set_report_text(gold, predicted, ["a"]).splitlines()[2]
+    assert line.split() == ["a", "0.0000", "0.0000", "0.0000", "1"]
+    draw = np.random.default_rng(3)
+    gold, predicted = (draw.random((40, 3)) < 0.4 for _ in range(2))
+    theirs = classification_report(
+        gold, predicted, target_names=["a", "b", "c"], digits=4, zero_division=0
+    )
+    wanted = [line.split() for line in theirs.splitlines() if "samples" not in line]
+    ours = metrics.set_report_text(gold, predicted, ["a", "b", "c"]).splitlines()
+    assert [line.split() for line in ours] == wanted

@@ -190,10 +190,11 @@ def test_r_drop_without_dropout_is_the_plain_loss():
     )
 
 
-def test_smoothing_leaves_choices_out_that_are_none():
-    logits = torch.tensor([[1.0, -2.0, NO_CHOICE, NO_CHOICE]], requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_smoothing_leaves_choices_out_that_are_none(dtype):
+    logits = torch.tensor([[1.0, -2.0, NO_CHOICE, NO_CHOICE]], dtype=dtype, requires_grad=True)
     loss = Criterion("classes", 0.1, has_gaps=True)(logits, torch.tensor([0]))
-    expected = F.cross_entropy(logits[:, :2], torch.tensor([0]), label_smoothing=0.1)
-    assert float(loss) == pytest.approx(float(expected))
+    expected = F.cross_entropy(logits[:, :2].float(), torch.tensor([0]), label_smoothing=0.1)
+    assert float(loss) == pytest.approx(float(expected), abs=1e-6)
     loss.backward()
-    assert logits.grad.sum() == pytest.approx(0, abs=1e-6)  # no push on all that is real
+    assert float(logits.grad.sum()) == pytest.approx(0, abs=1e-3)  # no push on all that is real

@@ -15,6 +15,7 @@ from finetune.tasks.regression import pearson, ranks
 from finetune.tokenizer import TextTokenizer
 from model import load_pretrained, save_pretrained
 from model.hf import read_config
+from runtime.errors import UserError
 from tests.finetune.toys import END, WORDS, checkpoint, write_jsonl
 
 
@@ -318,3 +319,8 @@ def test_released_models_say_what_they_predict(tmp_path):
             logits = opened.net.eval()(torch.tensor(text)[None].long()).logits
         (kept,) = opened.task.reduce(logits, {})
         assert np.size(kept) == settings["num_labels"]
+    settings = {"problem_type": "regression", "num_labels": 3}
+    net = load_pretrained(directory, head="sequence", **settings)
+    save_pretrained(net, tmp_path / "several", tokenizer_dir=directory)
+    with pytest.raises(UserError, match="predicts 3 numbers of each text"):
+        open_model(tmp_path / "several")

@@ -208,6 +208,9 @@ def test_tags_that_stand_alone(tmp_path):
     assert (
         task().check("dev", dev, ["DET", "NOUN"])[0].startswith("labels that train never has: 'O'")
     )
+    nothing, _ = read(tmp_path / "c.txt", "a O\nb O\n")  # tells neither of the two
+    assert task().check("test", nothing, ["DET", "O"]) == []
+    assert "never has: 'O'" in task().check("test", nothing, ["DET", "NOUN"])[0]
     forced, _ = read(tmp_path / "a.txt", "a B-x\nb I-x\n", scheme="tags")
     assert task(scheme="tags").label_names(forced) == ["B-x", "I-x"]
 

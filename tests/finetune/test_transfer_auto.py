@@ -226,6 +226,14 @@ def test_the_table(examples, own_loss, strategy):
     assert again == found
 
 
+def test_a_head_of_the_embeddings_is_not_asked_to_learn_alone():
+    few = KNOWN._replace(examples=10, own_loss=2.0)
+    found = advise(Transfer(strategy="auto"), few, 4, has_own_head=False)
+    assert found.transfer.strategy == "partial"
+    assert "(like its own texts)" in found.reasons[0]
+    assert "a head that is the embeddings' own matrix can't learn alone" in found.reasons[1]
+
+
 def test_without_a_language_model_the_vocabulary_tells():
     silent = KNOWN._replace(examples=2000, own_loss=None)
     assert advise(Transfer(), silent, 2).transfer.strategy == "full"

@@ -205,6 +205,17 @@ def test_chance_is_no_drift_and_a_shift_is(old, new):
     assert len(told) <= 2  # of 40 comparisons, each wrong once in a hundred at most
 
 
+def test_the_reference_is_drawn_from_all_of_dev(folder, capsys):
+    """A file sorted by class against itself, of which a part is looked at."""
+    lines = (folder / "dev.jsonl").read_text().splitlines(keepends=True)
+    (folder / "dev.jsonl").write_text("".join(sorted(lines, key=lambda line: line[-8:])))
+    try:
+        main(["monitor", str(folder / "run"), str(folder / "dev.jsonl"), "--limit", "20"])
+    finally:
+        (folder / "dev.jsonl").write_text("".join(lines))
+    assert "no drift" in capsys.readouterr().out
+
+
 def test_new_texts_of_another_kind_end_with_1(folder, tmp_path, capsys):
     words = ["monitor", str(folder / "run")]
     assert main([*words, str(folder / "dev.jsonl")]) == 0
