@@ -1,11 +1,12 @@
 """The model of a task: from a checkpoint to train on, and from a fine-tuned directory to use."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 import pydantic
+import torch
 
 from finetune.adapters.directory import attach_to, is_adapter, open_adapter
 from finetune.config import FinetuneConfig, class_names
@@ -69,9 +70,11 @@ def load_model(
                 "and bare encoders lack: take the checkpoint as it was pretrained"
             )
         raise UserError(told, status=EXIT_BAD_INPUT) from error
+    shared: list[str] = []
     if not is_same:
         # A head for other classes, though of the same size, knows nothing of these.
         initialise(net.get_submodule(_HEAD))
+        shared = [] if is_resumed else _keep_shared(net, names, source, stored)
     is_new = not is_same or bool(net.newly_initialised)
     if is_resumed:
         if is_new:
@@ -83,10 +86,36 @@ def load_model(
         return Loaded(net, names, [])
     same = ", which has the same classes" if labels else ""
     kind = "drawn anew" if is_new else f"taken from the checkpoint{same}"
-    notes = [f"model {source}; its head is {kind}"]
+    but = f", but for what it knew of {', '.join(shared)}" if shared else ""
+    notes = [f"model {source}; its head is {kind}{but}"]
     if config.adapter.kind != "none":
         notes.append(attach_to(net, config.adapter, source))
     return Loaded(net, names, notes)
+
+
+def _keep_shared(
+    net: Model, names: Sequence[str], source: Path, stored: Mapping[int, str]
+) -> list[str]:
+    """Take over what a checkpoint's head has learned of the classes that it shares with this one.
+
+    Returns their names. Only where the whole head is of the same kind.
+    """
+    places = {name: number for number, name in stored.items() if name in set(names)}
+    if not places or net.head not in ("sequence", "token") or is_adapter(source):
+        return []
+    try:
+        before = load_pretrained(source, head=net.head)
+    except CheckpointError:
+        return []
+    if before.newly_initialised:
+        return []
+    new, old = net.get_submodule(_HEAD), before.get_submodule(_HEAD)
+    with torch.no_grad():
+        for row, name in enumerate(names):
+            if name in places:
+                for mine, theirs in zip(new.parameters(), old.parameters(), strict=True):
+                    mine[row] = theirs[places[name]].float()
+    return [name for name in names if name in places]
 
 
 def open_model(directory: Path, *, quantized: bool = True) -> Opened:

@@ -375,3 +375,17 @@ def test_truncation_is_said(tmp_path, capsys):
     assert "train texts are longer than task.max_length = 4 and were cut" in capsys.readouterr().out
     texts = [json.loads(line)["text"] for line in (tmp_path / "test.jsonl").open()]
     assert read_report(tmp_path / "run")["truncated"] == sum(len(t.split()) > 4 for t in texts)
+
+
+def test_what_a_head_knew_of_shared_classes_is_kept(tmp_path, capsys):
+    assert finetune(config_file(tmp_path, **LEARN)) == 0
+    for name in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        rows = [{**r, "label": r["label"].replace("cat", "zebra")} for r in rows]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    one = {"run__dir": str(tmp_path / "new"), "model": str(tmp_path / "run"), "steps": 1}
+    assert finetune(config_file(tmp_path, **one, epochs=None, optim__lr=1e-9)) == 0
+    assert "drawn anew, but for what it knew of cow, dog" in capsys.readouterr().out
+    old, new = (weights(tmp_path / name)["score.weight"] for name in ("run", "new"))
+    assert torch.allclose(new[:2], old[1:], atol=1e-6)  # cat, cow, dog → cow, dog, zebra
+    assert (new[2] - old[0]).abs().max() > 0.01
