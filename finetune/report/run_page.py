@@ -185,20 +185,22 @@ def _worst(run: RunFiles) -> list[blocks.Block]:
     if not run.mistakes:
         return []
     is_told = run.texts is not None
+    has_answers = any(one.label is not None for one in run.mistakes)
     rows = [
         [
             str(one.index),
             *([_text(run, one.index)] if is_told else []),
-            _clipped(one.label),
-            _clipped(one.predicted),
+            *([_clipped(one.label), _clipped(one.predicted)] if has_answers else []),
             _number(one.by if run.wrong is None else one.probability),
         ]
         for one in run.mistakes
     ]
-    by = "error" if run.wrong is None else "probability"
-    header = ["index", *(["text"] if is_told else []), "right", "predicted", by]
+    by = "error" if has_answers else "loss"
+    by = by if run.wrong is None else "probability"
+    answers = ["right", "predicted"] if has_answers else []
+    header = ["index", *(["text"] if is_told else []), *answers, by]
     examples = run.report.get("examples", 0)
-    told = "the numbers that are furthest off"
+    told = "the numbers that are furthest off" if has_answers else "the texts of the greatest loss"
     if run.wrong is not None:
         told = f"{run.wrong:,} of {examples:,} are wrong; these with the greatest probability"
         if all(one.probability is None for one in run.mistakes):

@@ -155,6 +155,9 @@ def test_a_run_learns_and_its_model_is_fine_tuned(tmp_path, capsys):
     report = read_report(tmp_path / "run")
     assert report["perplexity"] == pytest.approx(np.exp(report["loss"]), rel=1e-6)
     assert len((tmp_path / "run/predictions.jsonl").read_bytes().splitlines()) == 17
+    page = (tmp_path / "run/report.md").read_text()
+    assert "the texts of the greatest loss" in page
+    assert "| index | text | loss |" in page
     capsys.readouterr()
     source = write_jsonl(tmp_path / "ask.jsonl", [{"text": "w1 w2 w3 w4"}])
     assert main(["predict", str(tmp_path / "run"), str(source), "--device", "cpu"]) == 0
