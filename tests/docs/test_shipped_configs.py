@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_files(found)
     write_models(found / "models")
     (found / "runs/demo").mkdir(parents=True)
-    for run in ("demo/pretrain", "transfer-english", "bert-mini-chinese"):
+    for run in ("demo/pretrain", "transfer-english", "transfer-chinese"):
         shutil.copytree(found / "models/gpt2", found / "runs" / run)
     for split in ("train", "dev", "test"):
         shutil.copy(
