@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from finetune import checkpoint
 from model.heads import Model
@@ -70,7 +71,7 @@ class Replicas:
             groups = parameter_groups(net, optim.weight_decay, muon=optim.name == "muon")
         self.optimizer = build_optimizer(groups, optim)
         self._max_grad_norm = optim.max_grad_norm or float("inf")
-        self._model, self._optimizer = self._accelerator.prepare(net, self.optimizer)
+        self._model = self._accelerator.prepare(net)
 
     @property
     def forward(self) -> Model:
@@ -90,7 +91,8 @@ class Replicas:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        self._model.train()
+        if not self._model.training:  # walking through all modules takes a while
+            self._model.train()
         own_loss = 0.0
         for number, (batch, counted) in enumerate(micro_batches, start=1):
             with self._synchronised_if(number == len(micro_batches)):
@@ -99,11 +101,25 @@ class Replicas:
                 # The gradients of the ranks are averaged, and a sum is wanted.
                 self._accelerator.backward(loss * self.ranks.world_size)
             own_loss += float(loss.detach())
-        norm = self._accelerator.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        norm = self._clip()
+        # Not through accelerate, whose own step only asks what is known here: nothing is scaled,
+        # and all gradients are there.
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         (mean_loss,) = dist.sum_over_ranks([own_loss])
-        return StepResult(mean_loss, float(norm))
+        return StepResult(mean_loss, norm)
+
+    def _clip(self) -> float:
+        """Scale the gradients down to the greatest norm where theirs is more; returns theirs.
+
+        As torch's clip_grad_norm_, which multiplies by 1 elsewhere: a pass over all gradients.
+        """
+        learned = [p for p in self.module.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in learned if p.grad is not None])
+        value = float(norm)
+        if value > self._max_grad_norm:
+            clip_grads_with_norm_(learned, self._max_grad_norm, norm)
+        return value
 
     @contextlib.contextmanager
     def _synchronised_if(self, is_last: bool) -> Iterator[None]:
