@@ -23,8 +23,8 @@ from tests.processes import ROOT
 WITH_COMMANDS = [p for p in pages() if p.name != CHINESE and any(p.commands())]
 WITH_YAML = [p for p in pages() if any(b.language == "yaml" for b in p.blocks)]
 ALL = [command for page in WITH_COMMANDS for command in page.commands()]
-# The handbook's example (test_failures.py), and a task of the evaluation harness.
-NO_CONFIGS = ("wrong.yaml", "my-tasks/my_task.yaml")
+# The handbook's example (test_failures.py), a task of the evaluation harness, what a search covers.
+NO_CONFIGS = ("wrong.yaml", "my-tasks/my_task.yaml", "space.yaml")
 GPT = "docs/pretrain-gpt.md"
 MOST_COVERED = 24  # of about a hundred: a list that grows is a list that hides
 
