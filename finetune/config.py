@@ -354,6 +354,12 @@ def _check_model(config: FinetuneConfig) -> Iterator[Problem]:
             f"{directory}: its tokenizer has {tokenizer.vocab_size} tokens but the model only "
             f"{shape.vocab_size}; take the tokenizer that the model was trained with",
         )
+    if shape.family == "roberta" and tokenizer.pad_id != shape.pad_token_id:
+        yield Problem(
+            "model",
+            f"{directory}: its tokenizer pads with token {tokenizer.pad_id}, and the model counts "
+            f"positions from pad_token_id {shape.pad_token_id} of config.json; make them one",
+        )
     if config.task.max_length > shape.max_seq_len:
         yield Problem(
             "task.max_length",

@@ -242,3 +242,12 @@ def test_one_of_several_tasks(tmp_path, capsys):
     path.write_text(yaml.safe_dump(values | {"schedule": {"warmup_steps": 22}}))
     assert main(["multitask", str(path), f"run.dir={tmp_path / 'n'}"]) == 2
     assert "22 is not less than the run's 22 steps" in capsys.readouterr().err
+
+
+def test_a_model_that_counts_positions_from_its_padding_keeps_it(tmp_path, capsys):
+    checkpoint(tmp_path / "base", masked_tokenizer(), family="roberta", pad_token_id=1)
+    assert finetune(run_config(tmp_path, epochs=None, steps=1)) == 2
+    assert "the model counts positions from pad_token_id 1" in capsys.readouterr().err
+    checkpoint(tmp_path / "good", masked_tokenizer(), family="roberta", pad_token_id=0)
+    path = run_config(tmp_path, epochs=None, steps=1, model=str(tmp_path / "good"))
+    assert finetune(path) == 0
