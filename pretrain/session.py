@@ -16,6 +16,7 @@ from model.flops import mfu, parameters
 from model.heads import Model
 from model.hf.state import slots
 from model.init import parameter_groups
+from model.transformer import Block
 from pretrain.architecture import check_architecture
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
@@ -30,6 +31,7 @@ from pretrain.verify import verify_data
 from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.saver import Saver
+from runtime.compilation import Compilation
 from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
 from runtime.engine import Engine, StepResult, partitioned_construction
@@ -58,6 +60,7 @@ class Session:
     loader: Loader
     validation: Validation | None  # None where there is never an evaluation
     engine: Engine
+    compilation: Compilation
     log: MetricsLog | None  # on the main rank
     progress: Progress
     saver: Saver
@@ -98,6 +101,12 @@ class Session:
         if self.ranks.is_main:
             self.progress.say(f"step {self.step}: {message}")
             record_event(self.config.run_dir, self.step, kind, message=message, **values)
+
+    def tell_compilation(self) -> None:
+        """Say what was compiled since the last time, and how long it took (main rank)."""
+        if (news := self.compilation.news()) is not None:
+            numbers = {"graphs": news.graphs, "seconds": news.seconds, "saved_s": news.saved_s}
+            self.note("compile", str(news), **numbers)
 
     def record_samples(self) -> None:
         """Record what the model makes of the prompts. Collective."""
@@ -202,7 +211,8 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     if checkpoint is not None:
         check_architecture(model_config, checkpoint)
     iter(loader)  # workers start while the engine is built
-    engine = _build_engine(config, model_config, objective.head, ranks)
+    compilation = Compilation(config.run_dir, ranks, is_wanted=config.compile)
+    engine = _build_engine(config, model_config, objective.head, ranks, compilation)
     progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
     session = Session(
         config,
@@ -212,6 +222,7 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         loader,
         _validation(config),
         engine=engine,
+        compilation=compilation,
         log=None,
         progress=progress,
         saver=Saver(
@@ -285,7 +296,11 @@ def _devnull() -> Any:
 
 
 def _build_engine(
-    config: PretrainConfig, model_config: ModelConfig, head: str, ranks: Ranks
+    config: PretrainConfig,
+    model_config: ModelConfig,
+    head: str,
+    ranks: Ranks,
+    compilation: Compilation,
 ) -> Engine:
     """Build a model with new weights under its engine; a checkpoint's are read in slices."""
     settings = deepspeed_config(
@@ -305,14 +320,13 @@ def _build_engine(
         net = build(model_config, head=head)
     net.to(ranks.device)
     net.trunk.set_recompute(config.parallel.activation_checkpointing)
-    net.trunk.splits_documents = not config.compile
-    if config.compile:
-        for block in net.trunk.blocks:
-            block.compile()
+    net.trunk.splits_documents = not compilation.is_on
+    compilation.apply(net.trunk.blocks)
     is_muon = config.optim.name == "muon"
     groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
     optimizer = build_optimizer(groups, config.optim)
-    return Engine(net, optimizer, settings, ranks)
+    whole = [Block] if compilation.is_on else []
+    return Engine(net, optimizer, settings, ranks, gathered_whole=whole)
 
 
 def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
@@ -323,6 +337,8 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{config.objective}; {config.precision}, {config.parallel}, "
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
+    if problem := session.compilation.problem:
+        session.note("compile", f"compile: true, and this machine cannot: {problem}; goes on without")
     report = session.loader.packing_report(session.loader.layout.by_document)
     epochs = config.total_steps * config.batch.global_batch_size / report.samples
     positions = config.total_steps * config.tokens_per_step

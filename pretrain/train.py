@@ -133,6 +133,7 @@ def _evaluate(session: Session) -> None:
 
 def _log_step(session: Session, result: StepResult, lr: float, rate: Rate, tally: Tally) -> None:
     """Record what the last step measured."""
+    session.tell_compilation()
     loss, grad_norm = result.loss, float(result.grad_norm)
     tokens_per_second = rate.read()  # after the losses: until then a GPU may still be at work
     mfu = session.mfu(tokens_per_second, tally.predicted_fraction)

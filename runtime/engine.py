@@ -42,11 +42,18 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         config: dict[str, Any],
         ranks: Ranks,
+        *,
+        gathered_whole: Collection[type[nn.Module]] = (),
     ) -> None:
+        """Shard a module.
+
+        gathered_whole: classes of modules whose parameters ZeRO-3 gathers at their entry, all at
+        once, and not at that of each module inside: no hook stands in the way of a compiler there.
+        """
         self.ranks = ranks
         self.accumulation_steps: int = config["gradient_accumulation_steps"]
         self._stage: int = config["zero_optimization"]["stage"]
-        self._engine = _initialize(module, optimizer, config, ranks)
+        self._engine = _initialize(module, optimizer, config, ranks, gathered_whole)
         zero_layout.attach(self._engine, self._stage, ranks)
         self.module: nn.Module = self._engine.module
         scaler: Any = getattr(self._engine.optimizer, "loss_scaler", None)
@@ -210,9 +217,15 @@ def partitioned_construction(config: dict[str, Any], ranks: Ranks) -> Iterator[N
 
 
 def _initialize(
-    module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+    ranks: Ranks,
+    gathered_whole: Collection[type[nn.Module]],
 ) -> Any:
     deepspeed = _import_deepspeed(ranks)
+    if gathered_whole and config["zero_optimization"]["stage"] == 3:
+        deepspeed.utils.set_z3_leaf_modules(module, list(gathered_whole))
     if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
         _prepare(deepspeed, config, ranks)
     engine, *_ = deepspeed.initialize(

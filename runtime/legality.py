@@ -126,11 +126,7 @@ def check_combination(combination: Combination) -> Iterator[Problem]:
 
 
 def check_tools(combination: Combination) -> Iterator[Problem]:
-    """Compilers and libraries that the combination needs, and that are not on this machine."""
-    if combination.compile and combination.device == "cpu" and not hardware.has_cpp_compiler():
-        yield Problem(
-            "compile", "needs a C++ compiler and none is on PATH; install g++, or write false"
-        )
+    """Libraries that the combination needs, and that are not on this machine."""
     parallel = combination.parallel
     if parallel.offload == "none" or parallel.offload_to != "nvme":
         return

@@ -17,6 +17,7 @@ from launch.estimate.step_time import StepTime, step_time
 from launch.estimate.storage import Saves
 from launch.plan.quantities import duration
 from pretrain.supply import Supply
+from runtime import hardware
 
 MOST_EPOCHS = 4  # Muennighoff et al. 2023: repeated so often, text is as good as new
 MOST_WARMUP, LEAST_WARMUP = 0.1, 0.001
@@ -154,7 +155,14 @@ def _evaluations(case: Case) -> Iterator[Finding]:
 
 
 def _compile(case: Case) -> Iterator[Finding]:
-    if case.one.config.compile or case.target.is_cpu:
+    is_wanted, target = case.one.config.compile, case.target
+    if is_wanted and target.is_cpu and target.is_here and not hardware.has_cpp_compiler():
+        yield _advice(
+            "compile",
+            "true, and no C++ compiler is on PATH: the run goes on without; install g++, or write "
+            "false",
+        )
+    if is_wanted or target.is_cpu:
         return
     faster = case.step.total_s / _step(case, case.one.layout._replace(compile=True)).total_s
     if faster > WORTH:

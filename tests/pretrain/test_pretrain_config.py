@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import PretrainConfig, check
-from runtime import hardware
 from runtime.config import ConfigError, load, rows
 from tests.corpus import prepare_corpus
 from tests.processes import ROOT, run
@@ -144,11 +143,6 @@ def test_stage_0_is_for_fp32(write_config: Write, precision: str) -> None:
 def test_offload_needs_a_stage(write_config: Write) -> None:
     path = write_config(parallel__zero_stage=0, parallel__offload="optimizer")
     only(errors(path), "parallel.offload")
-
-
-def test_compile_needs_a_compiler(write_config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "has_cpp_compiler", lambda: False)
-    only(errors(write_config(compile=True, run__device="cpu")), "compile", "install g++")
 
 
 def test_length_of_the_run(write_config: Write) -> None:

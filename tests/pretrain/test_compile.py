@@ -1,0 +1,148 @@
+"""Blocks are compiled once, whatever the batch; what that took is kept, and told."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from model import build, preset
+from model.init import parameter_groups
+from model.transformer import Block
+from runtime import dist, sections
+from runtime.compilation import Compilation
+from runtime.deepspeed_config import deepspeed_config
+from runtime.engine import Engine
+from runtime.optim import build_optimizer
+from tests.processes import run
+
+Write = Callable[..., Path]
+SEQ_LEN, ROWS = 32, 4
+# Small parameters are cut too, and gathered anew for each pass.
+CUT_ALL = {
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_prefetch_bucket_size": 0,
+    }
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dist.Ranks]:
+    yield dist.init("cpu", timeout_s=60)
+    dist.shutdown()
+
+
+def batches() -> list[dict[str, torch.Tensor]]:
+    """Packed rows whose documents differ in number and length from batch to batch."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for step in range(4):
+        ids = torch.randint(0, 100, (ROWS, SEQ_LEN), generator=generator)
+        cuts = torch.randint(1, ROWS * SEQ_LEN, (3 * step,), generator=generator).tolist()
+        bounds = torch.tensor(sorted({0, ROWS * SEQ_LEN, *cuts}), dtype=torch.int32)
+        found.append({"input_ids": ids, "targets": ids, "cu_seqlens": bounds})
+    return found
+
+
+def losses(
+    ranks: dist.Ranks, stage: Any, recompute: Any, apply: Callable[[nn.Module], None]
+) -> list[float]:
+    torch.manual_seed(0)
+    net = build(preset("llama-tiny", n_layers=10, d_model=32, n_heads=2, n_kv_heads=2, d_ff=48))
+    net.trunk.set_recompute(recompute)
+    net.trunk.splits_documents = False
+    apply(net)
+    settings = deepspeed_config(
+        sections.Parallel(zero_stage=stage),
+        "fp32",
+        micro_batch_size=ROWS,
+        accumulation_steps=1,
+        world_size=1,
+        max_grad_norm=1.0,
+        device_type="cpu",
+        extra=CUT_ALL,
+    )
+    optimizer = build_optimizer(parameter_groups(net, 0.1), sections.Optim())
+    engine = Engine(net, optimizer, settings, ranks, gathered_whole=[Block])
+    return [
+        engine.train_step([batch], lambda module, b: module(**b).loss, 1e-2).loss
+        for batch in batches()
+    ]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("recompute", ["none", "block", "attention", "mlp"])
+def test_one_graph_for_all_layers_and_batches(
+    ranks: dist.Ranks, stage: int, recompute: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """More layers than the compiler tries shapes (8), after which it gives up without a word."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="aot_eager"))
+    monkeypatch.setattr("runtime.compilation._why_not", lambda device: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compilation = Compilation(tmp_path, ranks, is_wanted=True)
+    compiled = losses(ranks, stage, recompute, lambda net: compilation.apply(net.trunk.blocks))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert compiled == pytest.approx(losses(ranks, stage, recompute, lambda net: None), rel=1e-6)
+    news = compilation.news()
+    assert news is not None
+    assert (news.graphs, news.saved_s) == (1, None)
+    assert news.seconds > 0
+    assert compilation.news() is None, "told twice"
+
+
+def events(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == "compile"]
+
+
+def trained(run_dir: Path) -> dict[int, float]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {record["step"]: record["loss"] for record in lines if "loss" in record}
+
+
+@pytest.mark.slow
+def test_a_second_start_takes_what_the_first_compiled(
+    write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it when it compiles
+    path = write_config(compile=True, steps=8)
+    for steps in (4, 8):
+        status, output = run(["-m", "pretrain", str(path), f"steps={steps}"])
+        assert status == 0, output
+        assert "compiled 1 graph in " in output
+    run_dir = tmp_path / "run"
+    assert any((run_dir / "compile" / "fxgraph").rglob("*"))
+    first, second = events(run_dir)
+    assert first["saved_s"] is None
+    assert second["seconds"] < first["seconds"]
+    assert second["saved_s"] == pytest.approx(first["seconds"] - second["seconds"])
+    eager = write_config(run__dir=str(tmp_path / "eager"), steps=8)
+    assert run(["-m", "pretrain", str(eager)])[0] == 0
+    assert trained(run_dir)[8] == pytest.approx(trained(tmp_path / "eager")[8], rel=1e-3)
+
+
+def test_without_a_compiler_a_run_goes_on(write_config: Write, tmp_path: Path) -> None:
+    path = write_config(compile=True, steps=4)
+    status, output = run(["-m", "pretrain", str(path)], CXX="/bin/false")
+    assert status == 0, output
+    assert "compile: true, and this machine cannot: " in output
+    assert "No working C++ compiler" in output
+    assert "Traceback" not in output
+    assert "message" in events(tmp_path / "run")[0]
