@@ -59,7 +59,7 @@ class LinearCrossEntropy:
             return [{"N": 64, "d": 32, "V": 512}]
         if size == "cpu":
             return [
-                {"N": n, "d": d, "V": 50304} for n, d in ((2048, 256), (8192, 256), (2048, 768))
+                {"N": n, "d": d, "V": 50304} for n, d in ((2048, 256), (4096, 256), (2048, 768))
             ]
         widths = ((65536, 768), (65536, 1024), (32768, 1600), (8192, 4096))
         return [{"N": n, "d": d, "V": 50304} for n, d in widths]
