@@ -303,6 +303,7 @@ def _build_engine(
     compilation: Compilation,
 ) -> Engine:
     """Build a model with new weights under its engine; a checkpoint's are read in slices."""
+    sizes = [math.prod(slot.shape) for slot in slots(model_config, head)]
     settings = deepspeed_config(
         config.parallel,
         config.precision,
@@ -312,7 +313,8 @@ def _build_engine(
         max_grad_norm=config.optim.max_grad_norm,
         device_type=ranks.device.type,
         extra=config.deepspeed.extra,
-        largest_parameter=max(math.prod(slot.shape) for slot in slots(model_config, head)),
+        largest_parameter=max(sizes),
+        parameters=sum(sizes),
         swap_directory=swap_directory(config.parallel, config.run_dir),
     )
     seed_initialisation(config.run.seed)

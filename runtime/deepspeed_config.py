@@ -29,6 +29,7 @@ OWNED_KEYS = {
     "bfloat16": "precision",
 }
 
+_BUCKET = 500_000_000  # elements that are reduced, or gathered, at a time
 _PARAMETER_BUFFERS = 8  # more than the parameters of any one module
 
 
@@ -43,11 +44,13 @@ def deepspeed_config(
     device_type: str,
     extra: dict[str, Any] | None = None,
     largest_parameter: int = 100_000_000,
+    parameters: int = _BUCKET,
     swap_directory: str | None = None,
 ) -> dict[str, Any]:
     """The complete DeepSpeed configuration of a run; `extra` is merged last.
 
-    largest_parameter: in elements. swap_directory: this run's own, for what is kept on disk.
+    largest_parameter, parameters: elements of one, and of all. swap_directory: this run's own, for
+    what is kept on disk.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -76,7 +79,7 @@ def deepspeed_config(
             "bf16_optimizer_states": False,
         },
         "torch_autocast": {"enabled": False},
-        "zero_optimization": _zero_section(parallel, device_type)
+        "zero_optimization": _zero_section(parallel, device_type, min(_BUCKET, parameters))
         | _offload(parallel, device_type, swap_directory, -(-largest_parameter // world_size)),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its CPU Adam compiles C++ for a minute
@@ -93,15 +96,15 @@ def deepspeed_config(
     return _merge(config, extra or {})
 
 
-def _zero_section(parallel: Parallel, device_type: str) -> dict[str, Any]:
+def _zero_section(parallel: Parallel, device_type: str, bucket: int) -> dict[str, Any]:
     return {
         "stage": parallel.zero_stage,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": 500_000_000,
+        "reduce_bucket_size": bucket,  # set aside whole in each backward pass
         "use_multi_rank_bucket_allreduce": True,
         "allgather_partitions": True,
-        "allgather_bucket_size": 500_000_000,
+        "allgather_bucket_size": _BUCKET,
         # Stage 1 reduces once, after the last micro-batch: there is nothing to overlap with.
         "overlap_comm": parallel.zero_stage >= 2 and device_type == "cuda",
         "load_from_fp32_weights": True,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from runtime import dist, replicas, zero_layout, zero_swap
+from runtime import dist, replicas, zero_gradients, zero_layout, zero_swap
 from runtime.dist import Ranks
 from runtime.stopwatch import Stopwatch
 
@@ -55,6 +55,7 @@ class Engine:
         self._stage: int = config["zero_optimization"]["stage"]
         self._engine = _initialize(module, optimizer, config, ranks, gathered_whole)
         zero_layout.attach(self._engine, self._stage, ranks)
+        zero_gradients.attach(self._engine, self._stage, ranks)
         self.module: nn.Module = self._engine.module
         scaler: Any = getattr(self._engine.optimizer, "loss_scaler", None)
         self._scaler = scaler if getattr(scaler, "dynamic", False) else None

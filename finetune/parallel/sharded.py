@@ -55,6 +55,7 @@ class Sharded:
             max_grad_norm=optim.max_grad_norm,
             device_type=ranks.device.type,
             largest_parameter=max(sizes),
+            parameters=sum(sizes),
         )
         # The engine rounds the weights before it copies them into its masters.
         masters = {

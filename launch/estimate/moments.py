@@ -53,8 +53,7 @@ class Held(NamedTuple):
     logits: float
     activation_block: float
     logit_block: float
-    bucket: float  # numbers in a bucket for gradients, as far as it is in memory
-    bucket_limit: float  # numbers that it may have
+    bucket: float  # numbers in a bucket for gradients
     gathered: float  # numbers that ZeRO-3 has whole at once
     n_ranks: int
     is_cpu: bool  # then what is offloaded takes the same memory
@@ -100,8 +99,8 @@ def held(
         world_size=1,
         max_grad_norm=1.0,
         device_type="cpu" if is_cpu else "cuda",
+        parameters=size,
     )["zero_optimization"]
-    bucket = float(zero["reduce_bucket_size"])
     grouped = group / layout.state_ranks
     if layout.zero_stage == 3:  # which steps one sub-group after another
         grouped = min(grouped, float(zero["sub_group_size"]))
@@ -118,9 +117,7 @@ def held(
         tokens * scores,
         float(tokens * model.d_ff * width),
         float(predicted_fraction * tokens * model.vocab_size * 4),
-        # A GPU sets all of it aside; a CPU those pages that are written to.
-        min(bucket, size) if is_cpu else bucket,
-        bucket,
+        float(zero["reduce_bucket_size"]),
         min(float(size), float(zero["stage3_max_live_parameters"])),
         layout.n_ranks,
         is_cpu,
@@ -290,13 +287,13 @@ def _own(found: Held, layout: Layout) -> Tensors:
     if layout.zero_stage == 2:
         block = float(found.width * found.largest)
         return [Tensor("gradients", 2 * block, block, "own")]
-    share = min(1.0, found.bucket_limit / found.size) if layout.zero_stage == 3 else 1.0
+    share = min(1.0, found.bucket / found.size) if layout.zero_stage == 3 else 1.0
     return _each(found, "gradients", found.width, share, "own")
 
 
 def _reduced(found: Held, layout: Layout) -> Tensors:
     """The end of the backward pass: gradients in the bucket, and the copy that is sent."""
-    flat = _flat("communication", found.width, min(found.size, found.bucket_limit), "flat")
+    flat = _flat("communication", found.width, min(found.size, found.bucket), "flat")
     if layout.zero_stage == 0:
         return [flat]  # also of one rank
     own = _own(found, layout)
@@ -308,13 +305,13 @@ def _reduced(found: Held, layout: Layout) -> Tensors:
 
 def _partition(found: Held) -> Tensor:
     """This rank's part of one bucket, which then goes into grad_partitions_flat_buffer."""
-    numel = found.share * min(1.0, found.bucket_limit / found.size)
+    numel = found.share * min(1.0, found.bucket / found.size)
     return _flat("gradients", found.width, numel, "partition")
 
 
 def _reduced_early(found: Held, layout: Layout) -> Tensors:
     """What a full bucket takes under stage 3 while nearly all activations are still there."""
-    if layout.zero_stage < 3 or found.size <= found.bucket_limit:
+    if layout.zero_stage < 3 or found.size <= found.bucket:
         return []
     return [*_own(found, layout), _partition(found)]
 

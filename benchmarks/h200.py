@@ -1,0 +1,165 @@
+"""Everything that is to be known of one GPU, in one command of less than nine minutes.
+
+The ceiling of matrix products at our shapes, attention by every back-end, the fused operations
+(through kernels.py), and whole training steps from 124 M to 7 B parameters and of BERT-base: rate,
+utilisation, memory, and what the time goes to. Each part has a budget and a process of its own, and
+what it has found by the end of its budget counts. Needs no network, and of packages torch,
+transformers' requirements and pydantic; with DeepSpeed and orjson the steps go through our engine.
+
+    python benchmarks/h200.py [--minutes 8.7] [--parts gemm,steps:124M] [--peers DIR]
+    python benchmarks/h200.py --dry-run             # tiny shapes: does every part run, on a CPU?
+
+shares: of the device's time, by kernels' names. head alone: output matrix and loss by themselves ÷
+the step; its products are part of gemm too. --peers: a folder with liger-kernel.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+ROOT = Path(__file__).resolve().parent.parent
+# Seconds at most, in this order; what a part leaves over, the later ones have.
+PARTS = {
+    "gemm": 25,
+    "steps:124M": 60,
+    "steps:1.5B": 75,
+    "steps:BERT-base": 50,
+    "steps:350M": 60,
+    "steps:774M": 60,
+    "steps:7B": 90,
+    "attention": 60,
+    "kernels": 60,
+}
+DRY_PARTS = ("gemm", "attention", "kernels", "steps:124M", "steps:7B", "steps:BERT-base")
+
+
+def rows_of(part: str, *, is_dry: bool) -> Iterator[dict[str, Any]]:
+    """Measure one part."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if part == "gemm":
+        from benchmarks.sweep.gemm import rows
+
+        yield from rows(device, is_dry=is_dry)
+    elif part == "attention":
+        from benchmarks.sweep.attention import rows
+
+        yield from rows(device, is_dry=is_dry)
+    else:
+        from benchmarks.sweep.steps import rows
+
+        yield from rows(device, part.removeprefix("steps:"), is_dry=is_dry)
+
+
+def run_part(part: str, seconds: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Run a part in its own process group, and end it when its time is over."""
+    words = [sys.executable, str(Path(__file__)), "--part", part]
+    words += ["--dry-run"] if options.dry_run else []
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
+        if part == "kernels":
+            words = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--turns", "5"]
+            words += ["--results", folder]
+            words += ["--size", "dry", "--turns", "1"] if options.dry_run else []
+            words += ["--peers", str(options.peers)] if options.peers else []
+        out = Path(folder) / "out"
+        start = time.monotonic()
+        with out.open("w") as stdout:
+            process = subprocess.Popen(words, stdout=stdout, stderr=log, start_new_session=True)
+            try:
+                status: int | str = process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                status = "time is over"
+        found = _read(out, Path(folder), part)
+        result = {"rows": found, "status": status, "seconds": time.monotonic() - start}
+        if status not in (0, "time is over"):
+            log.seek(0)
+            result["error"] = log.read()[-1500:]
+        return result
+
+
+def _read(out: Path, folder: Path, part: str) -> list[dict[str, Any]]:
+    if part == "kernels":
+        files = list(folder.glob("kernels_*.json"))
+        found: list[dict[str, Any]] = json.loads(files[0].read_text())["rows"] if files else []
+        return found
+    lines = out.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{"')]
+
+
+def print_part(part: str, result: dict[str, Any]) -> None:
+    """Print what a part found, a line a row."""
+    print(f"\n== {part}: {result['seconds']:.0f} s, status {result['status']}", flush=True)
+    for row in result["rows"]:
+        print("  " + "  ".join(f"{name} {_short(value)}" for name, value in row.items()))
+    if "error" in result:
+        print(result["error"])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {_short(inner)}" for name, inner in value.items()) + ")"
+    return f"[{len(value)}]" if isinstance(value, list) else str(value)
+
+
+def main() -> None:
+    """Run the parts one after the other, and write what they found after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=8.7)
+    parser.add_argument("--parts", type=lambda text: text.split(","))
+    parser.add_argument("--peers", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        for row in rows_of(options.part, is_dry=options.dry_run):
+            print(json.dumps(row), flush=True)
+        return
+    ends = time.monotonic() + 60 * options.minutes
+    content: dict[str, Any] = {"about": _about(), "parts": {}}
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / ("h200_dry.json" if options.dry_run else "h200.json")
+    spare = max(0.0, 60 * options.minutes - sum(PARTS.values()))
+    for part in options.parts or (DRY_PARTS if options.dry_run else tuple(PARTS)):
+        left = ends - time.monotonic() - 5
+        allowed = left if options.dry_run or options.parts else min(left, PARTS[part] + spare)
+        start = time.monotonic()
+        if left < 10:
+            result = {"rows": [], "status": "no time was left", "seconds": 0.0}
+        else:
+            result = run_part(part, allowed, options)
+            spare = max(0.0, spare + PARTS[part] - (time.monotonic() - start))
+        content["parts"][part] = result
+        print_part(part, result)
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+
+
+def _about() -> dict[str, Any]:
+    import torch
+
+    from runtime import provenance
+
+    found: dict[str, Any] = {"versions": provenance.versions()}
+    if torch.cuda.is_available():
+        found |= {"gpu": torch.cuda.get_device_name(), "cudnn": torch.backends.cudnn.version()}
+    return found
+
+
+if __name__ == "__main__":
+    main()

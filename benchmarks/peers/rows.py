@@ -1,0 +1,63 @@
+"""Which peers are compared, and what each is asked to do."""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One peer in one setting."""
+
+    name: str
+    family: str
+    peer: str
+    precision: str
+    compile: bool
+    fused: bool
+    told: str  # what the precision is of, in words
+
+    @property
+    def key(self) -> str:
+        """One name for each row."""
+        return f"{self.family}: {self.name}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it computes with our model."""
+        return self.peer in ("engine", "bare")
+
+    @property
+    def is_compiled_peer(self) -> bool:
+        """Whether it is someone else's, compiled and in 16 bit."""
+        return not self.is_ours and self.compile and self.precision != "fp32"
+
+
+_MASTERS, _AUTOCAST, _FP32 = "bf16 weights, fp32 masters", "bf16 autocast, fp32 weights", "fp32"
+
+
+def _ours(family: str, name: str, peer: str, precision: str = "bf16", *, compiles: bool) -> Row:
+    told = _FP32 if precision == "fp32" else _MASTERS
+    return Row(name, family, peer, precision, compiles, True, told)
+
+
+def rows(device_type: str) -> list[Row]:
+    """Every row: each peer's documented default, and the same precision eager and compiled."""
+    on_gpu = device_type == "cuda"
+    default = ("bf16", True, True, _AUTOCAST) if on_gpu else ("fp32", False, False, _FP32)
+    return [
+        _ours("gpt2", "ours", "engine", compiles=True),
+        _ours("gpt2", "ours, no DeepSpeed", "bare", compiles=True),
+        _ours("gpt2", "ours, eager", "engine", compiles=False),
+        _ours("gpt2", "ours, fp32", "engine", "fp32", compiles=True),
+        Row("nanoGPT default", "gpt2", "nanogpt", *default),
+        Row("nanoGPT eager", "gpt2", "nanogpt", "bf16", False, False, _AUTOCAST),
+        Row("nanoGPT compiled", "gpt2", "nanogpt", "bf16", True, True, _AUTOCAST),
+        Row("Trainer default", "gpt2", "trainer", "fp32", False, True, _FP32),
+        Row("Trainer eager", "gpt2", "trainer", "bf16", False, True, _AUTOCAST),
+        Row("Trainer compiled", "gpt2", "trainer", "bf16", True, True, _AUTOCAST),
+        _ours("llama", "ours", "engine", compiles=True),
+        _ours("llama", "ours, no DeepSpeed", "bare", compiles=True),
+        Row("litgpt default", "llama", "litgpt", "bf16", True, on_gpu, _AUTOCAST),
+        Row("litgpt eager", "llama", "litgpt", "bf16", False, True, _AUTOCAST),
+        Row("litgpt compiled", "llama", "litgpt", "bf16", True, True, _AUTOCAST),
+        Row("litgpt bf16-true", "llama", "litgpt", "bf16-true", True, True, "bf16, no masters"),
+        Row("Trainer compiled", "llama", "trainer", "bf16", True, True, _AUTOCAST),
+    ]

@@ -1,0 +1,79 @@
+"""The benchmarks of speed run from end to end on tiny shapes, and judge what they measured."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.h200 import run_part
+from benchmarks.peers.report import targets
+from tests.processes import run
+
+
+def row(name: str, seconds: list[float], memory: float, **more: Any) -> dict[str, Any]:
+    peer = "engine" if name == "ours" else "bare" if name.startswith("ours") else "nanogpt"
+    given = {"family": "gpt2", "name": name, "peer": peer, "precision": "bf16", "compile": True}
+    measured = {"turns_s": seconds, "median_ms": sorted(seconds)[1] * 1e3}
+    return {**given, **measured, "whole_mb": memory, "step_mb": memory / 2, **more}
+
+
+def test_targets_are_judged_turn_by_turn() -> None:
+    table = [
+        row("ours", [1.0, 2.0, 4.0], 900),
+        row("ours, no DeepSpeed", [0.9, 1.9, 3.9], 800),
+        row("nanoGPT default", [2.1, 4.4, 8.0], 1000, precision="fp32", compile=False),
+        row("nanoGPT compiled", [1.0, 2.1, 4.0], 850),
+    ]
+    found = {t["target"].split(":")[1].strip(): (t["measured"], t["met"]) for t in targets(table)}
+    assert found["× nanoGPT's default ≥ 2.00"] == (pytest.approx(2.1), True)
+    assert found["× the best compiled peer (nanoGPT compiled) ≥ 1.05"] == (1.0, False)
+    assert found["engine ÷ bare loop, time ≤ 1.05"] == (pytest.approx(2 / 1.9), False)
+    assert found["whole, mb (nanoGPT compiled) ≤ 850.00"] == (900, False)
+
+
+def test_a_row_that_failed_is_left_out_of_the_targets() -> None:
+    assert targets([row("ours", [1.0] * 3, 1), {"name": "x", "failed": "no"}]) == []
+
+
+def test_peers_start_from_the_same_weights_and_see_the_same_batches(tmp_path: Path) -> None:
+    words = ["benchmarks/train_step.py", "--size", "dry", "--device", "cpu", "--threads", "1"]
+    words += ["--turns", "1", "--steps", "1", "--warmup", "2", "--results", str(tmp_path)]
+    words += ["--only", "ours, eager,nanoGPT default"]
+    status, output = run(words, timeout=500)
+    assert status == 0, output
+    rows = json.loads((tmp_path / "train_step_cpu_dry.json").read_text())["rows"]
+    assert len(rows) == 2
+    assert all(row["loss_agrees"] for row in rows), output
+    assert all(row["step_mb"] < row["whole_mb"] for row in rows)
+    assert (tmp_path / "train_step_cpu_dry.svg").stat().st_size > 1000
+
+
+def test_operations_are_measured_or_said_to_be_missing(tmp_path: Path) -> None:
+    words = ["benchmarks/kernels.py", "--size", "dry", "--device", "cpu", "--turns", "1"]
+    status, output = run([*words, "--ops", "norm,rotary", "--results", str(tmp_path)])
+    assert status == 0, output
+    rows = json.loads((tmp_path / "kernels_cpu.json").read_text())["rows"]
+    assert {row["op"] for row in rows} == {"norm", "rotary"}
+    assert all("left_out" in row or row["both_ms"] > 0 for row in rows)
+
+
+def test_a_part_of_a_sweep_reports_its_rows(tmp_path: Path) -> None:
+    words = ["benchmarks/h200.py", "--dry-run", "--results", str(tmp_path), "--parts", "gemm"]
+    status, output = run(words)
+    assert status == 0, output
+    found = json.loads((tmp_path / "h200_dry.json").read_text())["parts"]["gemm"]
+    assert found["status"] == 0
+    assert len(found["rows"]) == 21
+    status, output = run([*words, "--minutes", "0"])
+    assert status == 0, output
+    found = json.loads((tmp_path / "h200_dry.json").read_text())["parts"]["gemm"]
+    assert found["status"] == "no time was left"
+
+
+def test_a_part_that_takes_too_long_is_ended() -> None:
+    options = argparse.Namespace(dry_run=True, peers=None)
+    found = run_part("attention", 0.3, options)
+    assert found["status"] == "time is over"
+    assert found["rows"] == []

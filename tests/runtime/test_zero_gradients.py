@@ -1,0 +1,57 @@
+"""The norm of gradients in one pass: as in fp64, and DeepSpeed's mark where it is not finite."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from runtime import zero_gradients
+from runtime.dist import Ranks
+
+
+def attached(stage: int = 1, world_size: int = 1, *, offloads: bool = False) -> Any:
+    optimizer = SimpleNamespace(cpu_offload=offloads)
+    ranks = Ranks(0, 0, world_size, torch.device("cpu"))
+    zero_gradients.attach(SimpleNamespace(optimizer=optimizer), stage, ranks)
+    return optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_norm_is_that_in_double_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(shape).to(dtype) for shape in ((3, 5), (1000, 777), (1,))]
+    expected = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+    assert float(attached().get_grad_norm_direct(gradients, [])) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_sums_of_many_numbers_do_not_lose_the_small_ones() -> None:
+    gradient = torch.full((20_000_000,), 0.01, dtype=torch.bfloat16)
+    expected = float(gradient[0]) * math.sqrt(gradient.numel())
+    found = float(attached().get_grad_norm_direct([gradient], []))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_marks_the_norm(value: float) -> None:
+    gradients = [torch.zeros(7), torch.zeros(5, dtype=torch.bfloat16)]
+    gradients[1][3] = value
+    assert float(attached().get_grad_norm_direct(gradients, [])) == -1
+
+
+def test_a_rank_without_gradients_has_norm_zero() -> None:
+    assert float(attached().get_grad_norm_direct([], [])) == 0
+
+
+def test_other_stages_and_offloading_keep_deepspeeds_own() -> None:
+    for optimizer in (attached(0), attached(3), attached(1, offloads=True)):
+        assert vars(optimizer).keys() == {"cpu_offload"}
+
+
+def test_only_a_single_rank_leaves_averaging_out() -> None:
+    assert hasattr(attached(1, 1), "average_tensor")
+    assert not hasattr(attached(1, 2), "average_tensor")
+    assert not hasattr(attached(2, 1), "average_tensor")
