@@ -45,6 +45,8 @@ def is_truncated(config: ModelConfig) -> bool:
 
 def draw(weight: torch.Tensor, std: float, *, truncated: bool) -> None:
     """Fill a weight with N(0, std²), cut at two standard deviations where asked."""
+    if weight.is_meta:
+        return  # torch's normal_ would load its compiler for it
     if std == 0:
         nn.init.zeros_(weight)
     elif truncated:

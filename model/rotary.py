@@ -1,7 +1,8 @@
 """Rotary positions (Su et al. 2021) and their stretchings for longer texts."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +11,10 @@ from model.config import ModelConfig, RopeScaling
 
 
 class Rotary(NamedTuple):
-    """Angles of rotary positions as cos and sin, each (B or 1, T, 1, head_dim/2), fp32."""
+    """What turns pairs (i, i + hd/2) by their positions' angles, each (B or 1, T, 1, hd), fp32."""
 
-    cos: Tensor
-    sin: Tensor
+    cos: Tensor  # of both of a pair
+    sin: Tensor  # negative for the first of a pair
 
 
 def rotary_table(position_ids: Tensor, config: ModelConfig, *, local: bool = False) -> Rotary:
@@ -28,7 +29,8 @@ def rotary_table(position_ids: Tensor, config: ModelConfig, *, local: bool = Fal
         config.head_dim, theta, config.rope_scaling, device=position_ids.device
     )
     angle = position_ids[..., None, None].float() * frequency
-    return Rotary(angle.cos() * scale, angle.sin() * scale)  # (B, T, 1, head_dim/2)
+    cos, sin = angle.cos() * scale, angle.sin() * scale  # (B, T, 1, head_dim/2)
+    return Rotary(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
 
 def frequencies(
@@ -78,12 +80,26 @@ def _yarn(frequency: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turn each pair (i, i + hd/2) of x (B, T, H, hd) by its position's angle, in fp32."""
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat(
-        (
-            first * rotary.cos - second * rotary.sin,
-            second * rotary.cos + first * rotary.sin,
-        ),
-        dim=-1,
-    )
-    return turned.to(x.dtype)
+    turn: Callable[..., Tensor] = _turn
+    # Eager autograd would take each operation apart; compilers fuse the plain form.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        turn = _Turn.apply
+    return turn(x.float(), *rotary).to(x.dtype)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class _Turn(torch.autograd.Function):
+    """The gradient of a rotation is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None

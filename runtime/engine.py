@@ -252,6 +252,12 @@ def _import_deepspeed(ranks: Ranks) -> Any:
     import deepspeed
     from deepspeed.utils import logger
 
+    # Its own Muon, which every engine imports and ours never uses, loads the compiler: a second.
+    compiler = deepspeed.runtime.compiler
+    kept, compiler.compile = compiler.compile, lambda: lambda function: function
+    import deepspeed.runtime.zero.muon.original_muon
+
+    compiler.compile = kept
     logger.setLevel(logging.WARNING)
     logger.addFilter(_is_news)
     # DeepSpeed calls collectives by names that torch 2.13 renames: nothing a user can mend.

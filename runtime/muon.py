@@ -165,12 +165,12 @@ class Muon(torch.optim.AdamW):
         self.squares[parameter] = flat.squares
         plan = self._plan_of(parameter)
         for batch in plan.own:
-            whole = [self._direction(flat, m, m.numel).view(m.rows, m.columns) for m in batch]
-            for matrix, made in zip(batch, orthogonalise(torch.stack(whole)), strict=True):
-                flat.apply(made.reshape(-1), matrix, group)
+            ahead = self._directions(flat, [(matrix, matrix.numel) for matrix in batch])
+            whole = torch.stack(ahead).view(len(batch), batch[0].rows, batch[0].columns)
+            flat.apply(orthogonalise(whole).flatten(1).unbind(), batch, group)
         for turn in plan.turns:
-            for matrix, piece in self._orthogonal_pieces(flat, turn):
-                flat.apply(piece, matrix, group)
+            found = list(self._orthogonal_pieces(flat, turn))
+            flat.apply([piece for _, piece in found], [matrix for matrix, _ in found], group)
 
     def _plan_of(self, parameter: Tensor) -> _Plan:
         if parameter not in self._plans:
@@ -180,12 +180,19 @@ class Muon(torch.optim.AdamW):
             self._plans[parameter] = _plan([matrices], 0, [0])
         return self._plans[parameter]
 
-    def _direction(self, flat: "_Flat", matrix: _Matrix, numel: int) -> Tensor:
-        """Update the momentum of this rank's elements; return it with Nesterov's look ahead."""
-        gradient = flat.gradient.narrow(0, matrix.flat_start, numel)
-        momentum = flat.momentum.narrow(0, matrix.flat_start, numel)
-        momentum.lerp_(gradient, 1 - self.momentum)
-        return gradient.lerp(momentum, self.momentum).to(device=self._device, dtype=self._dtype)
+    def _directions(
+        self, flat: "_Flat", pieces: Sequence[tuple[_Matrix, int]]
+    ) -> tuple[Tensor, ...]:
+        """Update the momenta of this rank's elements; return them with Nesterov's look ahead.
+
+        pieces: of each matrix so many elements.
+        """
+        places = [(matrix.flat_start, numel) for matrix, numel in pieces]
+        gradients = [flat.gradient.narrow(0, *place) for place in places]
+        momenta = [flat.momentum.narrow(0, *place) for place in places]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, momenta, self.momentum)
+        return tuple(a.to(device=self._device, dtype=self._dtype) for a in ahead)
 
     def _orthogonal_pieces(
         self, flat: "_Flat", turn: tuple[_Matrix | None, ...]
@@ -194,13 +201,11 @@ class Muon(torch.optim.AdamW):
         mine = turn[self._rank]
         sizes = [matrix.held[self._rank] if matrix else 0 for matrix in turn]
         gathered = mine.held if mine else [0] * self._world_size
-        pieces = [
-            self._direction(flat, matrix, size)
-            for matrix, size in zip(turn, sizes, strict=True)
-            if matrix and size
-        ]
+        held = [(matrix, n) for matrix, n in zip(turn, sizes, strict=True) if matrix and n]
         sent = (
-            torch.cat(pieces) if pieces else torch.empty(0, device=self._device, dtype=self._dtype)
+            torch.cat(self._directions(flat, held))
+            if held
+            else torch.empty(0, device=self._device, dtype=self._dtype)
         )
         whole = sent.new_empty(sum(gathered))
         torch_dist.all_to_all_single(whole, sent, gathered, sizes)
@@ -220,15 +225,25 @@ class _Flat(NamedTuple):
     momentum: Tensor
     squares: Tensor  # (2,) of the update and of the weights before it, added up
 
-    def apply(self, orthogonal: Tensor, matrix: _Matrix, group: dict[str, Any]) -> None:
-        """Take the step of this rank's elements of a matrix, with decoupled decay."""
-        weight = self.weight.narrow(0, matrix.flat_start, len(orthogonal))
+    def apply(
+        self, orthogonal: Sequence[Tensor], matrices: Sequence[_Matrix], group: dict[str, Any]
+    ) -> None:
+        """Take the step of this rank's elements of some matrices, with decoupled decay."""
+        if not matrices:
+            return
+        places = [
+            (matrix.flat_start, len(o)) for matrix, o in zip(matrices, orthogonal, strict=True)
+        ]
+        weights = [self.weight.narrow(0, *place) for place in places]
+        made = [o.to(w.device, w.dtype) for o, w in zip(orthogonal, weights, strict=True)]
         # Entries of an orthogonal (m, n) matrix have a mean square of 1 ÷ max(m, n).
-        scale = UPDATE_RMS * math.sqrt(max(matrix.rows, matrix.columns))
-        update = weight * (-group["lr"] * group["weight_decay"])
-        update.add_(orthogonal.to(weight.device, weight.dtype), alpha=-group["lr"] * scale)
-        self.squares.add_(torch.stack([square_norm(update), square_norm(weight)]))
-        weight.add_(update)
+        sides = [max(matrix.rows, matrix.columns) for matrix in matrices]
+        torch._foreach_mul_(made, [-group["lr"] * UPDATE_RMS * math.sqrt(side) for side in sides])
+        torch._foreach_add_(made, weights, alpha=-group["lr"] * group["weight_decay"])
+        for of, tensors in enumerate((made, weights)):
+            norms = torch._foreach_norm(tensors, dtype=torch.float64)
+            self.squares[of] += torch.stack(norms).square().sum()
+        torch._foreach_add_(weights, made)
 
 
 def square_norm(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from model import ModelConfig, build, preset
+from model import ModelConfig, attention, build, preset
 from model.attention import KVCache
 from model.config import FAMILIES
 from model.flops import parameters
@@ -93,11 +93,12 @@ class FusedNorm(torch.autograd.Function):
 
 
 @pytest.fixture(autouse=True)
-def _fused_norms(monkeypatch):
+def _as_on_a_gpu(monkeypatch):
     def forward(self, x):
         return FusedNorm.apply(x, self.weight, self.eps)
 
     monkeypatch.setattr(RMSNorm, "forward", forward)
+    monkeypatch.setattr(attention, "_is_faster_in_fp32", lambda x: False)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.family}-{c.mlp}-{c.norm_place}")

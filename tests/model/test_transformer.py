@@ -256,7 +256,7 @@ def test_rotary_angles_survive_bf16():
     exact = torch.arange(2048, dtype=torch.float64)[:, None] / 10000.0 ** (
         torch.arange(0, 32, 2, dtype=torch.float64) / 32
     )
-    assert float((table.cos[0, :, 0] - exact.cos()).abs().max()) < 2e-4
+    assert float((table.cos[0, :, 0, :16] - exact.cos()).abs().max()) < 2e-4
     x = torch.randn(1, 2048, 1, 32, dtype=torch.bfloat16)
     assert rotate(x, table).dtype == torch.bfloat16
     wide = rotate(x.double().float(), table)

@@ -96,3 +96,19 @@ def test_owned_keys_are_found_at_any_depth() -> None:
 
 def test_the_configuration_is_plain_json() -> None:
     assert json.loads(json.dumps(settings())) == settings()
+
+
+def test_an_engine_starts_without_the_compiler() -> None:
+    """DeepSpeed's own Muon would load it, for a second."""
+    script = (
+        "import sys; from torch import nn; from runtime import dist;"
+        " from runtime.engine import Engine; from runtime.optim import build_optimizer;"
+        " from runtime.sections import Optim; from tests.runtime.test_engine import settings;"
+        " net = nn.Linear(2, 2); groups = [{'params': list(net.parameters())}];"
+        " one = settings(world_size=1, accumulation_steps=1);"
+        " Engine(net, build_optimizer(groups, Optim()), one, dist.init('cpu', 60));"
+        " print('torch._inductor.compile_fx' in sys.modules)"
+    )
+    status, output = run(["-c", script])
+    assert status == 0, output
+    assert output.split()[-1] == "False"
