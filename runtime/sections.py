@@ -40,8 +40,10 @@ class Optim(Config):
 class Schedule(Config):
     """The learning rate over the run, as a fraction of optim.lr."""
 
-    kind: Literal["cosine", "wsd", "constant"] = key(
-        "cosine", "Shape after the warm-up; wsd = warmup–stable–decay"
+    kind: Literal["cosine", "linear", "wsd", "constant"] = key(
+        "cosine",
+        "Shape after the warm-up. cosine, linear: falls to min_ratio at the last step; wsd: "
+        "warmup–stable–decay",
     )
     warmup_steps: int = key(0, "Linear warm-up from 0", unit="steps", ge=0)
     decay_steps: int | None = key(
