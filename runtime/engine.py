@@ -90,6 +90,7 @@ class Engine:
                     grad_norm = self._plain_grad_norm()
                     is_accepted = is_accepted and bool(grad_norm.isfinite())
                 zero_layout.skip_step(self._engine, not is_accepted)
+                zero_layout.measure_step(self._engine, measure_update)
             self._engine.step()
         if self._stage > 0:
             grad_norm = torch.as_tensor(self._engine.get_global_grad_norm())

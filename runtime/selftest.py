@@ -7,6 +7,7 @@ global batch. The loop's Muon takes singular values apart instead of multiplying
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ PARTITION_ALL = {
 }
 TOLERANCE: dict[str, float] = {"fp32": 1e-6, "bf16": 5e-3}
 
-Optimizer = Literal["adamw", "muon"]
+Optimizer = Literal["adamw", "muon", "lion"]
 Stage = Literal[0, 1, 2, 3]
 
 
@@ -50,6 +51,11 @@ class Case(NamedTuple):
     optimizer: Optimizer = "adamw"
     offload: Literal["none", "optimizer", "all"] = "none"
     shard_ranks: int | None = None  # of hpZ
+
+    @property
+    def lr(self) -> float:
+        """Learning rate: Lion's steps are as long for every weight."""
+        return _OPTIM.lr / 10 if self.optimizer == "lion" else _OPTIM.lr
 
     @property
     def parallel(self) -> sections.Parallel:
@@ -88,7 +94,7 @@ class Result(NamedTuple):
 
 def cases(ranks: int) -> list[Case]:
     """Every combination that the engine accepts on CPU ranks (ZeRO-0 with bf16 is refused)."""
-    optimizers: list[Optimizer] = ["adamw", "muon"]
+    optimizers: list[Optimizer] = ["adamw", "muon", "lion"]
     stages: list[Stage] = [0, 1, 2, 3]
     plain = [
         Case(stage, precision, accumulation, optimizer)
@@ -178,10 +184,8 @@ def _reference(case: Case) -> _Reference:
     net = _new_net(case.precision)
     groups = _groups(net, case.optimizer)
     for group in groups:
-        group["lr"] = _OPTIM.lr * group.get("lr_scale", 1.0)
-    muon = groups.pop(0) if case.optimizer == "muon" else {"params": [], "splits": []}
-    momenta = [torch.zeros_like(p) for p in muon["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=_OPTIM.betas, eps=_OPTIM.eps)
+        group["lr"] = case.lr * group.get("lr_scale", 1.0)
+    step_all = _plain_lion(groups) if case.optimizer == "lion" else _plain_muon_or_adamw(groups)
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
         loss = _loss(net, _batch(step))
@@ -189,14 +193,41 @@ def _reference(case: Case) -> _Reference:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(net.parameters(), _OPTIM.max_grad_norm)
         before = _flat(net)
-        optimizer.step()
-        for parameter, momentum, rows in zip(muon["params"], momenta, muon["splits"], strict=True):
-            _plain_muon_step(parameter, momentum, rows, muon)
+        step_all()
         losses.append(float(loss.detach()))
         norms.append(float(norm))
         ratios.append(float((_flat(net) - before).norm() / before.norm()))
     weights = {name: p.detach().flatten() for name, p in net.named_parameters()}
     return _Reference(losses, norms, ratios, weights)
+
+
+def _plain_muon_or_adamw(groups: list[dict[str, Any]]) -> Callable[[], None]:
+    muon = groups.pop(0) if "splits" in groups[0] else {"params": [], "splits": []}
+    momenta = [torch.zeros_like(p) for p in muon["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=_OPTIM.betas, eps=_OPTIM.eps)
+
+    def step() -> None:
+        optimizer.step()
+        for parameter, momentum, rows in zip(muon["params"], momenta, muon["splits"], strict=True):
+            _plain_muon_step(parameter, momentum, rows, muon)
+
+    return step
+
+
+def _plain_lion(groups: list[dict[str, Any]]) -> Callable[[], None]:
+    """Lion as it is written down (Chen et al. 2023, algorithm 2)."""
+    beta1, beta2 = _OPTIM.betas
+    momenta = {p: torch.zeros_like(p) for group in groups for p in group["params"]}
+
+    @torch.no_grad()
+    def step() -> None:
+        for group in groups:
+            for p in group["params"]:
+                update = torch.sign(beta1 * momenta[p] + (1 - beta1) * p.grad)
+                p.sub_(group["lr"] * (update + group["weight_decay"] * p))
+                momenta[p] = beta2 * momenta[p] + (1 - beta2) * p.grad
+
+    return step
 
 
 @torch.no_grad()
@@ -248,7 +279,7 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
         result = engine.train_step(
             torch.split(mine, micro),
             lambda module, ids: _loss(module, ids) * weight,
-            _OPTIM.lr,
+            case.lr,
             measure_update=True,
         )
         losses.append(result.loss)

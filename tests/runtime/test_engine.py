@@ -31,7 +31,7 @@ def test_the_engine_trains_as_plain_torch_does(ranks: int, tmp_path: Path) -> No
     extensions = tmp_path / "extensions"
     status, output = run(["-m", "runtime.selftest"], ranks, TORCH_EXTENSIONS_DIR=str(extensions))
     assert status == 0, output
-    assert output.count("ok   ranks") == len(cases(ranks)) == 34 + 2 * ranks
+    assert output.count("ok   ranks") == len(cases(ranks)) == 51 + 3 * ranks
     assert not extensions.exists()
 
 
