@@ -10,6 +10,7 @@ from data_prep.shards import Shards
 from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
 from model.presets import preset
+from pretrain.branch import check_branch
 from pretrain.checks import check_data, check_without_data
 from pretrain.objectives.traits import TRAITS
 from pretrain.sections import (
@@ -22,6 +23,7 @@ from pretrain.sections import (
     Model,
     Objective,
     Pairs,
+    Run,
 )
 from runtime import hardware, sections
 from runtime.checks import check_batch, check_log, check_run_dir, check_schedule
@@ -36,7 +38,7 @@ _USUAL_VOCABULARY = 50_304  # GPT-2's, rounded up
 class PretrainConfig(Config):
     """A pretraining run."""
 
-    run: sections.Run = section(sections.Run, "The run")
+    run: Run = section(Run, "The run")
     model: Model = section(Model, "The model")
     data: Data = section(Data, "The data")
     objective: Objective = key("causal_lm", "What the model learns to predict")
@@ -156,6 +158,7 @@ def check(
         *check_combination(together),
         *(check_tools(together) if is_here else ()),
         *(check_data(config) if has_data else check_without_data(config)),
+        *(check_branch(config) if has_data else ()),
         *check_run_dir(config.run_dir),
         *check_log(config.log),
         *_check_deepspeed(config),

@@ -6,6 +6,7 @@ import pydantic
 
 from data_prep.samples import Packing
 from model.config import LABEL_KEYS, ModelConfig
+from runtime import sections
 from runtime.config import Config, key
 from runtime.redaction import FreeForm
 
@@ -22,6 +23,16 @@ _SHAPE_KEYS: Any = {
     for name, info in ModelConfig.model_fields.items()
     if name not in LABEL_KEYS  # a pretraining run has no labels
 }
+
+
+class Run(sections.Run):
+    """Where a run lives, what makes it reproducible, and what it begins from."""
+
+    branch_from: str | None = key(
+        None,
+        "Checkpoint of another run to begin from, RUN/checkpoints/step_N: with its weights, "
+        "moments, place in the data and counters; the schedule and the length are this config's",
+    )
 
 
 class _Preset(Config):

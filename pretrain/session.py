@@ -17,6 +17,7 @@ from model.heads import Model
 from model.hf.state import slots
 from model.init import parameter_groups
 from pretrain.architecture import check_architecture
+from pretrain.branch import BRANCH_FROM, is_own, rate_notes, stored_config
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
@@ -24,7 +25,7 @@ from pretrain.export import ModelExport
 from pretrain.objectives import make_objective
 from pretrain.objectives.draws import VALIDATION_SEED
 from pretrain.objectives.objective import Objective
-from pretrain.resume import restore
+from pretrain.resume import restore, starting_point
 from pretrain.samples import Samples
 from pretrain.verify import verify_data
 from runtime import dist, provenance
@@ -39,7 +40,6 @@ from runtime.optim import build_optimizer
 from runtime.progress import Progress
 from runtime.run_directory import (
     describe_run,
-    newest_checkpoint,
     prepare_run_directory,
     swap_directory,
 )
@@ -69,6 +69,7 @@ class Session:
     data_step: int = 0  # of the batch in work; ahead of `step` where data was left out
     tokens_seen: int = 0
     saved_step: int | None = None
+    branched_from: dict[str, Any] | None = None  # of a run that began from another's checkpoint
     attention_length: int = 0  # tokens that one attends to, for the count of FLOPs
 
     def save(self) -> None:
@@ -84,6 +85,7 @@ class Session:
             "config": self.config.model_dump(mode="json"),
             "versions": provenance.versions(),
             "world_size": self.ranks.world_size,
+            **({"branched_from": self.branched_from} if self.branched_from else {}),
         }
         self.saver.save(self.step, self.engine, self.export, state)
         self.saved_step = self.step
@@ -198,9 +200,10 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         **config.data.mixing,
     )
     check_supply(config, loader.order)
-    checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
+    checkpoint = starting_point(config, ranks)
     if checkpoint is not None:
-        check_architecture(model_config, checkpoint)
+        key = "run.dir" if is_own(config, checkpoint.path) else BRANCH_FROM
+        check_architecture(model_config, checkpoint, key)
     iter(loader)  # workers start while the engine is built
     engine = _build_engine(config, model_config, objective.head, ranks)
     progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
@@ -337,5 +340,11 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
     )
     # At most 4 bytes each for the weight, its master and two moments.
     session.saver.look_ahead(16 * parameters(session.model_config, session.objective.head))
-    if checkpoint is not None:
+    if checkpoint is None:
+        return
+    if session.saved_step is not None:
         say(f"resumed from {checkpoint.path}, step {session.step}")
+        return
+    session.note("branch", f"branches from {checkpoint.path}, which stays as it is")
+    for note in rate_notes(config, stored_config(checkpoint.path), session.step):
+        say(f"warning: {note}")

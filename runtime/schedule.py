@@ -18,13 +18,18 @@ def lr_ratio(schedule: Schedule, step: int, total_steps: int) -> float:
         return 1.0
     decay_steps = total_steps - 1 - schedule.warmup_steps
     if schedule.kind == "wsd":
-        decay_steps = schedule.decay_steps or max(1, total_steps // 5)
+        decay_steps = wsd_decay(schedule, total_steps)
     progress = _fraction(step - (total_steps - 1 - decay_steps), decay_steps)
     if schedule.kind == "cosine":
         return schedule.min_ratio + (1 - schedule.min_ratio) * 0.5 * (
             1 + math.cos(math.pi * progress)
         )
     return 1.0 - (1 - schedule.min_ratio) * progress
+
+
+def wsd_decay(schedule: Schedule, total_steps: int) -> int:
+    """Steps of wsd's decay: the last ones of the run."""
+    return schedule.decay_steps or max(1, total_steps // 5)
 
 
 def _fraction(done: int, whole: int) -> float:

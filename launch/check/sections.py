@@ -10,6 +10,7 @@ from launch.estimate.pretraining import Training
 from launch.plan.quantities import count_text, duration
 from model.describe import bytes_text
 from model.flops import flops_per_token, non_embedding_parameters, parameters
+from pretrain.branch import branch_point
 from pretrain.config import PretrainConfig
 from pretrain.supply import Supply
 from runtime.errors import UserError
@@ -104,6 +105,9 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
     )  # fmt: skip
     if resumes_at is not None:
         rows.append(Row("goes on", f"from step {resumes_at:,} in {config.run_dir}"))
+    branch = branch_point(config)
+    if branch is not None:
+        rows.append(Row("branches", f"from {branch.path}; {steps - branch.step:,} steps are left"))
     report.sections.append(Section("what is trained", rows))
     report.numbers |= {
         "parameters": size,
@@ -114,6 +118,7 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
         "epochs": None if supply is None else [round(e, 4) for e in supply.epochs],
         "layout": layout._asdict(),
         "resumes_at": resumes_at,
+        "branches_at": None if branch is None else branch.step,
     }
 
 
