@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretrain.sections import Batch
 from runtime.checkpoint import CheckpointInfo, list_checkpoints
 from runtime.checkpoint.format import (
     MANIFEST,
@@ -42,6 +43,11 @@ def branch_point(config: "PretrainConfig") -> CheckpointInfo | None:
 def is_own(config: "PretrainConfig", checkpoint: Path) -> bool:
     """Whether a checkpoint is one of the run itself."""
     return checkpoint.resolve().parent == (config.run_dir / "checkpoints").resolve()
+
+
+def key_of(config: "PretrainConfig", checkpoint: Path) -> str:
+    """The key that named a checkpoint, for what is said of it."""
+    return "run.dir" if is_own(config, checkpoint) else BRANCH_FROM
 
 
 def origin(checkpoint: CheckpointInfo) -> dict[str, Any]:
@@ -110,8 +116,8 @@ def rate_notes(config: "PretrainConfig", stored: dict[str, Any], step: int) -> I
     """
     try:
         schedule, lr = Schedule.model_validate(stored["schedule"]), float(stored["optim"]["lr"])
-        per_step = stored["batch"]["global_batch_size"] * stored["data"]["seq_len"]
-        total = stored["steps"] or stored["tokens"] // per_step
+        sizes = Batch.model_validate(stored["batch"]).sizes
+        total = stored["steps"] or sizes.steps(stored["tokens"] // stored["data"]["seq_len"])
         was = lr * lr_ratio(schedule, step - 1, total) if step else 0.0
     except _ODD:
         return  # of a version that wrote another config: it cannot be told

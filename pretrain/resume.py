@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pretrain.architecture import check_vocab_multiple
-from pretrain.branch import BRANCH_FROM, OWN_KEYS, branch_point, is_own, origin
+from pretrain.branch import BRANCH_FROM, OWN_KEYS, branch_point, is_own, key_of, origin
 from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.reader import TrainingState, understood
 from runtime.config import flat
@@ -36,13 +36,13 @@ def restore(session: "Session", checkpoint: CheckpointInfo) -> None:
 
     One of another run is only read: nothing counts as saved here.
     """
-    key, state = "run.dir", TrainingState(checkpoint.path)
+    key, state = key_of(session.config, checkpoint.path), TrainingState(checkpoint.path)
     if is_own(session.config, checkpoint.path):
         session.saver.trust(checkpoint)
         session.saved_step = checkpoint.step
         session.branched_from = state.values.get("branched_from")
     else:
-        key, session.branched_from = BRANCH_FROM, origin(checkpoint)
+        session.branched_from = origin(checkpoint)
     with understood(checkpoint.path):
         mixed = session.loader.load_state_dict(state.values["loader"])
         session.health.load_state_dict(state.values.get("health", {}))

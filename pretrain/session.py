@@ -17,7 +17,7 @@ from model.heads import Model
 from model.hf.state import slots
 from model.init import parameter_groups
 from pretrain.architecture import check_architecture
-from pretrain.branch import BRANCH_FROM, is_own, rate_notes, stored_config
+from pretrain.branch import key_of, rate_notes, stored_config
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
@@ -71,6 +71,11 @@ class Session:
     saved_step: int | None = None
     branched_from: dict[str, Any] | None = None  # of a run that began from another's checkpoint
     attention_length: int = 0  # tokens that one attends to, for the count of FLOPs
+
+    @property
+    def positions(self) -> int:
+        """Those of the batch in work, of all ranks."""
+        return self.config.batch.sizes.at(self.data_step) * self.config.data.seq_len
 
     def save(self) -> None:
         """Have a checkpoint of this step written, while training goes on. Collective."""
@@ -197,13 +202,13 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         layout=objective.layout,
         collate=objective.collate,
         workers=_workers(config, ranks),
+        ramp=config.batch.sizes.ramp,
         **config.data.mixing,
     )
     check_supply(config, loader.order)
     checkpoint = starting_point(config, ranks)
     if checkpoint is not None:
-        key = "run.dir" if is_own(config, checkpoint.path) else BRANCH_FROM
-        check_architecture(model_config, checkpoint, key)
+        check_architecture(model_config, checkpoint, key_of(config, checkpoint.path))
     iter(loader)  # workers start while the engine is built
     engine = _build_engine(config, model_config, objective.head, ranks)
     progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
@@ -327,11 +332,12 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
     report = session.loader.packing_report(session.loader.layout.by_document)
-    epochs = config.total_steps * config.batch.global_batch_size / report.samples
-    positions = config.total_steps * config.tokens_per_step
+    epochs = config.batch.sizes.first(config.total_steps) / report.samples
+    per_step = f"{config.positions(1):,} to " if config.batch.ramp else ""
     say(
-        f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens = {positions:,} "
-        f"({epochs:.2f} epochs); run directory {config.run_dir}"
+        f"{config.total_steps:,} steps of {per_step}{config.tokens_per_step:,} tokens = "
+        f"{config.positions(config.total_steps):,} ({epochs:.2f} epochs); run directory "
+        f"{config.run_dir}"
     )
     cut = report.cut_documents
     say(

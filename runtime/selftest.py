@@ -51,6 +51,7 @@ class Case(NamedTuple):
     optimizer: Optimizer = "adamw"
     offload: Literal["none", "optimizer", "all"] = "none"
     shard_ranks: int | None = None  # of hpZ
+    grows: bool = False  # the first half of the steps take half of the batch
 
     @property
     def lr(self) -> float:
@@ -71,8 +72,12 @@ class Case(NamedTuple):
         """In the words of its report."""
         return (
             f"{self.optimizer} {self.parallel} {self.precision} "
-            f"accumulation {self.accumulation_steps}"
+            f"accumulation {self.accumulation_steps}{' after half' * self.grows}"
         )
+
+    def sequences(self, step: int) -> int:
+        """How many there are in the global batch of a step."""
+        return SEQUENCES // 2 if self.grows and step < STEPS // 2 else SEQUENCES
 
 
 class Result(NamedTuple):
@@ -108,7 +113,8 @@ def cases(ranks: int) -> list[Case]:
     cut = [case for case in some if case.stage == 3]
     offloaded += [case._replace(offload="all") for case in cut]
     twice_cut = [case._replace(shard_ranks=2) for case in cut if ranks % 2 == 0]
-    return plain + offloaded + twice_cut
+    growing = [c._replace(grows=True) for c in some + offloaded if c.optimizer == "adamw"]
+    return plain + offloaded + twice_cut + growing
 
 
 class _Net(nn.Module):
@@ -139,14 +145,18 @@ def _new_net(precision: Precision) -> _Net:
     return net
 
 
-def _batch(step: int) -> torch.Tensor:
+def _batch(step: int, sequences: int = SEQUENCES) -> torch.Tensor:
     generator = torch.Generator().manual_seed(step)
-    return torch.randint(0, VOCAB, (SEQUENCES, SEQ_LEN), generator=generator)
+    return torch.randint(0, VOCAB, (sequences, SEQ_LEN), generator=generator)
 
 
 def _loss(net: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     logits = net(ids[:, :-1]).float()
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def _weighted_loss(weight: float) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+    return lambda net, ids: _loss(net, ids) * weight
 
 
 _OPTIM = sections.Optim(lr=1e-2, max_grad_norm=1.0)
@@ -188,7 +198,7 @@ def _reference(case: Case) -> _Reference:
     step_all = _plain_lion(groups) if case.optimizer == "lion" else _plain_muon_or_adamw(groups)
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
-        loss = _loss(net, _batch(step))
+        loss = _loss(net, _batch(step, case.sequences(step)))
         net.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(net.parameters(), _OPTIM.max_grad_norm)
@@ -257,8 +267,7 @@ def _flat(net: nn.Module) -> torch.Tensor:
 def run_case(case: Case, ranks: dist.Ranks) -> Result:
     """Train one configuration and compare it with the reference. Collective."""
     net = _new_net(case.precision).to(ranks.device)
-    local = SEQUENCES // ranks.world_size
-    micro = local // case.accumulation_steps
+    micro = SEQUENCES // ranks.world_size // case.accumulation_steps
     config = deepspeed_config(
         case.parallel,
         case.precision,
@@ -272,13 +281,14 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
     settings = _OPTIM.model_copy(update={"name": case.optimizer})
     optimizer = build_optimizer(_groups(net, case.optimizer), settings)
     engine = Engine(net, optimizer, config, ranks)
-    weight = micro / SEQUENCES
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
-        mine = _batch(step)[ranks.rank * local :][:local].to(ranks.device)
+        sequences = case.sequences(step)
+        local = sequences // ranks.world_size
+        mine = _batch(step, sequences)[ranks.rank * local :][:local].to(ranks.device)
         result = engine.train_step(
             torch.split(mine, micro),
-            lambda module, ids: _loss(module, ids) * weight,
+            _weighted_loss(micro / sequences),
             case.lr,
             measure_update=True,
         )

@@ -162,7 +162,10 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
         bandwidth=options.disk_bandwidth and options.disk_bandwidth * 1e9,
     )
     rest = evaluations + saves.stall_s
-    seconds = tuple(steps * s + rest for s in (step.total_s, step.low_s, step.high_s))
+    # Smaller batches at first take as much less time.
+    positions = config.positions(config.total_steps) - config.positions(config.total_steps - steps)
+    full = positions / config.tokens_per_step
+    seconds = tuple(full * s + rest for s in (step.total_s, step.low_s, step.high_s))
     cost = cost_of(
         (seconds[0], seconds[1], seconds[2]),
         target.device,

@@ -70,7 +70,8 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
     config, model, layout = one.config, one.model, one.layout
     size = parameters(model, one.head)
     hidden = non_embedding_parameters(model, one.head)
-    steps, tokens = config.total_steps, config.total_steps * config.tokens_per_step
+    steps, tokens = config.total_steps, config.positions(config.total_steps)
+    ramp = f"{config.positions(1):,} to " if config.batch.ramp else ""
     name = config.model.preset or model.family
     is_known = supply is not None or config.model.model_dump()["vocab_size"] is not None
     assumed = "" if is_known else " assumed: the data decides"
@@ -79,7 +80,8 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
             f"embeddings), vocabulary {model.vocab_size:,}"
             f"{assumed}"),
         Row("objective", f"{config.objective}, {config.optim.name}"),
-        Row("run", f"{steps:,} steps × {config.tokens_per_step:,} tokens = {count_text(tokens)}, "
+        Row("run", f"{steps:,} steps × {ramp}{config.tokens_per_step:,} tokens = "
+            f"{count_text(tokens)}, "
             f"{tokens / size:,.1f} per parameter"),
     ]  # fmt: skip
     if supply is not None:
