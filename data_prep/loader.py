@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Loader:
 
     `sources` are prepared directories with their weights, which are shares of the tokens.
     `max_repetition`: how often each may be passed through, None without a bound. `stages`: other
-    weights from a data step on.
+    weights from a data step on. `ramp`: smaller batches at first, as in `BatchSizes`.
 
     `layout` says what a sample is, `collate` makes a batch of some. Without them a sample is a
     window of the split's documents joined end to end, for next-token prediction: `CausalCollate`
@@ -69,15 +70,17 @@ class Loader:
         layout: Layout | None = None,
         collate: Collate | None = None,
         workers: int = 0,
+        ramp: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.layout = layout or _causal(seq_len, document_boundaries)
-        self.global_batch_size, self.seed, self.split = global_batch_size, seed, split
-        if global_batch_size < 1 or global_batch_size % world_size:
-            raise UserError(
-                f"global_batch_size={global_batch_size} (of seq_len={self.layout.seq_len}) cannot "
-                f"be shared by {world_size} ranks; use a multiple of {world_size}",
-                status=EXIT_BAD_INPUT,
-            )
+        self.global_batch_size, self.split = global_batch_size, split
+        for size in (global_batch_size, *(size for _, size in ramp)):
+            if size < 1 or size % world_size:
+                raise UserError(
+                    f"global_batch_size={size} (of seq_len={self.layout.seq_len}) cannot "
+                    f"be shared by {world_size} ranks; use a multiple of {world_size}",
+                    status=EXIT_BAD_INPUT,
+                )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}")
         check_layout(self.layout)
@@ -92,10 +95,10 @@ class Loader:
             ),
             global_batch_size=global_batch_size,
             seed=seed,
+            ramp=ramp,
         )
         self._collate = collate or CausalCollate(self.layout, self.shards[0].eod_id)
-        share = global_batch_size // world_size
-        self._mine = range(rank * share, (rank + 1) * share)
+        self._rank, self._world_size = rank, world_size
         self._located: dict[int, Located] = {}  # by data step; what comes next
         self.step = 0  # the next data step; ahead of the training step by what was skipped
         self._skipped = SkippedSteps()
@@ -163,16 +166,21 @@ class Loader:
     def _locate(self, step: int) -> dict[int, Located]:
         """Where this rank's share of a step and of some that follow comes from."""
         self.order.require(step)
-        stop = step + max(1, _LOCATED // len(self._mine))
+        stop = step + max(1, _LOCATED // len(self._share(step)))
         if self.order.end is not None:
             stop = min(stop, self.order.end)
-        firsts = np.arange(step, stop) * self.global_batch_size
-        rows = self.order.locate(np.add.outer(firsts, np.asarray(self._mine)).ravel())
-        share = len(self._mine)
+        shares = [self._share(one) for one in range(step, stop)]
+        rows = iter(self.order.locate(np.concatenate([np.asarray(share) for share in shares])))
         return {
-            one: rows[place * share : (place + 1) * share]
-            for place, one in enumerate(range(step, stop))
+            one: list(islice(rows, len(share)))
+            for one, share in zip(range(step, stop), shares, strict=True)
         }
+
+    def _share(self, step: int) -> range:
+        """The global numbers of this rank's samples in a step."""
+        first = self.order.sizes.first(step)
+        share = self.order.sizes.at(step) // self._world_size
+        return range(first + self._rank * share, first + (self._rank + 1) * share)
 
     def documents(self, step: int) -> list[Seen]:
         """What every sample of a step's global batch was made of, whichever rank read it."""

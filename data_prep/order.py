@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep import curriculum
+from data_prep.batch_sizes import BatchSizes
 from data_prep.curriculum import Curriculum, Stage
 from data_prep.mixture import apportion
 from data_prep.packing import Pieces
@@ -23,6 +24,7 @@ from runtime.errors import EXIT_BAD_INPUT, UserError
 SCHEMA = 2
 _TOLD = {  # what a newcomer calls the parts of a state
     "fingerprints": "the data",
+    "ramp": "batch.ramp",
     "overhead": "the number of tokens that the objective adds to a text",
     "drops_eod": "whether the objective leaves out end-of-document tokens",
 }
@@ -45,6 +47,8 @@ class Mixing(NamedTuple):
 class Order:
     """Which samples each data step is made of, and what those are made of.
 
+    `global_batch_size`, `ramp`: how many of them, as in `BatchSizes`.
+
     Raises UserError for sources that do not fit together and weights that cannot be.
     """
 
@@ -56,11 +60,13 @@ class Order:
         *,
         global_batch_size: int,
         seed: int,
+        ramp: Sequence[tuple[int, int]] = (),
     ) -> None:
         check_layout(layout)
         _require_one_tokenizer(shards)
         self.shards, self.layout = list(shards), layout
-        self.seed, self.global_batch_size = seed, global_batch_size
+        self.seed = seed
+        self.sizes = BatchSizes(global_batch_size, tuple((until, size) for until, size in ramp))
         self.cuttings = [cut(one, layout, source) for source, one in enumerate(shards)]
         self._planned = self._plan(mixing)
         self.curriculum = Curriculum(self._planned)
@@ -81,14 +87,14 @@ class Order:
                 )
             counts = tuple(apportion(weights, per_token))
             own = tuple(one if n else None for one, n in zip(limits, counts, strict=True))
-            stages.append(Stage(step * self.global_batch_size, counts, own))
+            stages.append(Stage(self.sizes.first(step), counts, own))
         return stages
 
     @property
     def end(self) -> int | None:
         """The first data step that no source has samples left for; None: there is none."""
         last = self.curriculum.end
-        return None if last is None else last // self.global_batch_size
+        return None if last is None else self.sizes.steps(last)
 
     def locate(self, indices: npt.NDArray[np.int64]) -> Located:
         """Where each global sample comes from."""
@@ -112,11 +118,10 @@ class Order:
     def documents(self, step: int) -> list[Seen]:
         """What every sample of a step's global batch was made of, whichever rank read it."""
         self.require(step)
-        first = step * self.global_batch_size
         return [
             seen._replace(sample=index)
             for index, source, number in self.locate(
-                np.arange(first, first + self.global_batch_size)
+                np.arange(self.sizes.first(step), self.sizes.first(step + 1))
             )
             for seen in self.cuttings[source].seen(number)
         ]
@@ -132,7 +137,7 @@ class Order:
 
     def epochs(self, step: int) -> list[float]:
         """How many times each source has been passed through before a data step."""
-        taken = self.curriculum.consumed(step * self.global_batch_size)
+        taken = self.curriculum.consumed(self.sizes.first(step))
         return [count / cutting.size for count, cutting in zip(taken, self.cuttings, strict=True)]
 
     def tokens(self, step: int, skipped: Sequence[Window] = ()) -> list[int]:
@@ -145,7 +150,7 @@ class Order:
 
     def _tokens(self, step: int) -> list[int]:
         found = []
-        taken = self.curriculum.consumed(step * self.global_batch_size)
+        taken = self.curriculum.consumed(self.sizes.first(step))
         for count, cutting in zip(taken, self.cuttings, strict=True):
             epoch, place = divmod(count, cutting.size)
             rest = cutting.tokens_before(self.seed, epoch, place) if place else 0
@@ -177,12 +182,13 @@ class Order:
         """What decides the order; plain JSON. With a data step, only the stages begun by then."""
         stages = self.curriculum.stages
         if step is not None:
-            stages = tuple(s for s in stages if s.first <= step * self.global_batch_size)
+            stages = tuple(s for s in stages if s.first <= self.sizes.first(step))
         return {
             "schema": SCHEMA,
             "seed": self.seed,
             "seq_len": self.layout.seq_len,
-            "global_batch_size": self.global_batch_size,
+            "global_batch_size": self.sizes.final,
+            "ramp": [list(stage) for stage in self.sizes.ramp],
             "split": self.shards[0].split,
             "stages": curriculum.to_json(stages),
             "fingerprints": [shards.fingerprint for shards in self.shards],
@@ -212,7 +218,7 @@ class Order:
                     f"of samples would change. Restore it{mend}, or start a new run",
                     status=EXIT_BAD_INPUT,
                 )
-        now = step * self.global_batch_size
+        now = self.sizes.first(step)
         stages = curriculum.from_json(state["stages"], len(self.shards))
         begun = [stage for stage in stages if stage.first <= now]
         self.curriculum = Curriculum(curriculum.carry_on(begun, self._planned, now))
@@ -241,6 +247,7 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
     """A loader's state in today's form, whichever version wrote it."""
     # What states did not say before there was a choice.
     state = {"packing": "concat", "overhead": 0, "drops_eod": False, "skipped": [], **state}
+    state = {"ramp": [], **state}
     if state.get("schema") == 1 and "weights" in state:  # shares of the samples
         counts = apportion(state.pop("weights"))
         state |= {"schema": SCHEMA, "stages": [[0, counts, [None] * len(counts)]]}

@@ -73,7 +73,7 @@ def _built(stored: dict[str, Any]) -> tuple[Order, SkippedSteps]:
         drops_eod=stored["drops_eod"],
     )
     mixing = Mixing((1.0,) * len(shards), (None,) * len(shards))  # the state's own follows
-    batch, seed = stored["global_batch_size"], stored["seed"]
-    order = Order(shards, layout, mixing, global_batch_size=batch, seed=seed)
+    batch, seed, ramp = stored["global_batch_size"], stored["seed"], stored["ramp"]
+    order = Order(shards, layout, mixing, global_batch_size=batch, seed=seed, ramp=ramp)
     order.take_up(stored)
     return order, SkippedSteps.from_json(stored["skipped"])

@@ -23,7 +23,7 @@ from runtime.checkpoint.format import fsync_path
 from runtime.checkpoint.reader import TrainingState
 from runtime.dist import Ranks
 from runtime.optim import state_keys
-from runtime.zero_layout import MASTER, Slice
+from runtime.zero_layout import MASTER, Slice, read_moment
 
 _SCORE = "score.json"
 
@@ -122,7 +122,9 @@ def load_optimizer(net: Model, optimizer: torch.optim.Optimizer, state: Training
             number: {
                 "step": torch.tensor(steps),
                 **{
-                    moment: state.read(names[id(p)], moment, 0, p.numel()).view_as(p).clone()
+                    moment: read_moment(state.read, names[id(p)], moment, 0, p.numel())
+                    .view_as(p)
+                    .clone()
                     for moment in state_keys(group)
                 },
             }

@@ -79,7 +79,11 @@ class Optim(sections.Optim):
     lr: float = key(
         5e-5, "Peak learning rate; where none is given, an adapter.kind has its own", gt=0
     )
-    betas: tuple[float, float] = key((0.9, 0.999), "Decay rates of the two moments")
+    betas: tuple[float, float] = key(
+        (0.9, 0.999),
+        "Decay rates of AdamW's two moments; of Lion's update and its momentum, where 0.9, 0.99 "
+        "are usual",
+    )
     weight_decay: float = key(0.01, "Decoupled decay of the weight matrices", ge=0)
 
 

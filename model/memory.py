@@ -24,7 +24,7 @@ class Memory(NamedTuple):
 
     weights: float
     gradients: float
-    optimizer: float  # fp32 master weights and Adam's two moments
+    optimizer: float  # fp32 master weights and moments
     activations: float  # kept for the backward pass
     recomputed: float  # of the layer that the backward pass has come to
     logits: float  # scores over the vocabulary and their gradient, gone before the first layer's
@@ -60,19 +60,22 @@ def training_memory(
     zero_stage: int = 1,
     n_devices: int = 1,
     fused_loss: bool = False,
+    moments: int = 2,
 ) -> Memory:
-    """Bytes of a training step with Adam on one of `n_devices`.
+    """Bytes of a training step on one of `n_devices`.
 
     seq_len, batch_size: tokens per row and rows of one micro-batch. dtype: of weights, gradients
     and activations: "fp32", "bf16" or "fp16". predicted_fraction: as in `flops_per_token`.
     recompute: as in `Transformer.set_recompute`. zero_stage: 1 divides the optimizer's states among
     the devices, 2 the gradients too, 3 the weights too. fused_loss: the scores are never held.
+    moments: of the optimizer: Adam has two, Lion one.
     Raises `ValueError` for a head that the family does not have.
     """
     size, width = parameters(config, head), BYTES[dtype]
     weights, gradients, states = (n_devices if zero_stage >= stage else 1 for stage in (3, 2, 1))
-    # Without ZeRO, Adam works on fp32 weights themselves; every stage keeps a second copy.
-    optimizer = 8 if dtype == "fp32" and zero_stage == 0 else 12
+    # Without ZeRO, the optimizer works on fp32 weights themselves; every stage keeps a second copy.
+    masters = 0 if dtype == "fp32" and zero_stage == 0 else 4
+    optimizer = masters + 4 * moments
     tokens = seq_len * batch_size
     kept = activation_bytes_per_token(
         config,

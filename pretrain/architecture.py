@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import LABEL_KEYS, ModelConfig
 from model.hf import CheckpointError, read_config
+from pretrain.branch import BRANCH_FROM, branch_point
 from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.format import TRAINING, list_checkpoints, read_json
 from runtime.config import Problem
@@ -15,13 +16,18 @@ if TYPE_CHECKING:
     from pretrain.config import PretrainConfig
 
 
-def check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
-    """Raise UserError, with the differences, for a checkpoint of another model."""
+def check_architecture(
+    wanted: ModelConfig, checkpoint: CheckpointInfo, key: str = "run.dir"
+) -> None:
+    """Raise UserError, with the differences, for a checkpoint of another model.
+
+    key: that which named the checkpoint.
+    """
     try:
         stored = read_config(checkpoint.path).model_dump()
     except CheckpointError as error:
         raise UserError(
-            f"{error}; restore the file, or choose another run.dir", status=EXIT_BAD_INPUT
+            f"{error}; restore the file, or choose another {key}", status=EXIT_BAD_INPUT
         ) from None
     # What a checkpoint does not say, or what may change from one stretch of a run to the next.
     free = {"dropout", "init_std", "mup_base_width", "pad_token_id", *LABEL_KEYS}
@@ -31,18 +37,18 @@ def check_architecture(wanted: ModelConfig, checkpoint: CheckpointInfo) -> None:
         listed = ", ".join(f"model.{k}: {stored[k]} → {getattr(wanted, k)}" for k in different)
         raise UserError(
             f"{checkpoint.path} is of another architecture ({listed}); "
-            "restore the config, or choose another run.dir",
+            f"restore the config, or choose another {key}",
             status=EXIT_BAD_INPUT,
         )
 
 
-def check_vocab_multiple(wanted: ModelConfig, stored: dict[str, Any]) -> None:
-    """Raise UserError where the rows in memory were others. stored: the run's own config."""
+def check_vocab_multiple(wanted: ModelConfig, stored: dict[str, Any], key: str = "run.dir") -> None:
+    """Raise UserError where the rows in memory were others. stored: the checkpoint's config."""
     multiple = stored["model"].get("vocab_multiple") or 1
     if multiple != wanted.vocab_multiple:
         raise UserError(
             f"model.vocab_multiple: got {wanted.vocab_multiple}, expected {multiple}, with which"
-            " the run was started; restore it, or choose another run.dir",
+            f" the run was started; restore it, or choose another {key}",
             status=EXIT_BAD_INPUT,
         )
 
@@ -56,18 +62,21 @@ def newest_step(config: "PretrainConfig") -> int | None:
 def check_resume(
     config: "PretrainConfig", model: ModelConfig, order: "Order | None"
 ) -> Iterator[Problem]:
-    """What would stop a run from going on from its newest checkpoint, before it is verified."""
+    """What would stop a run from going on from its checkpoint, before it is verified.
+
+    That is its newest, or else the one that it branches from.
+    """
     committed = list_checkpoints(config.run_dir / "checkpoints")
-    if not committed:
+    newest, key = (committed[-1], "run.dir") if committed else (branch_point(config), BRANCH_FROM)
+    if newest is None:
         return
-    newest = committed[-1]
     try:
-        check_architecture(model, newest)
+        check_architecture(model, newest, key)
         state = read_json(newest.path / TRAINING / "state.json")
-        check_vocab_multiple(model, state["config"])
+        check_vocab_multiple(model, state["config"], key)
         if order is not None:
             order.go_on(state["loader"], state["loader"]["step"])
     except UserError as error:
-        yield Problem("run.dir", str(error))
+        yield Problem(key, str(error))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # damaged: the run itself looks for one that is whole

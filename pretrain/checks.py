@@ -112,7 +112,7 @@ def check_supply(config: "PretrainConfig", order: "Order") -> None:
     ]
     raise UserError(
         f"data.train: the sources last for {order.end:,} steps of batch.global_batch_size="
-        f"{order.global_batch_size}, and steps={config.total_steps:,} ({'; '.join(told)}); raise a "
+        f"{order.sizes.final}, and steps={config.total_steps:,} ({'; '.join(told)}); raise a "
         "max_repetition, add a source, or shorten the run",
         status=EXIT_BAD_INPUT,
     )

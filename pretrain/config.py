@@ -6,10 +6,12 @@ from typing import Any, Self
 
 import pydantic
 
+from data_prep.batch_sizes import rises
 from data_prep.shards import Shards
 from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
 from model.presets import preset
+from pretrain.branch import check_branch
 from pretrain.checks import check_data, check_without_data
 from pretrain.objectives.traits import TRAITS
 from pretrain.sections import (
@@ -22,6 +24,7 @@ from pretrain.sections import (
     Model,
     Objective,
     Pairs,
+    Run,
 )
 from runtime import hardware, sections
 from runtime.checks import check_batch, check_log, check_run_dir, check_schedule
@@ -36,7 +39,7 @@ _USUAL_VOCABULARY = 50_304  # GPT-2's, rounded up
 class PretrainConfig(Config):
     """A pretraining run."""
 
-    run: sections.Run = section(sections.Run, "The run")
+    run: Run = section(Run, "The run")
     model: Model = section(Model, "The model")
     data: Data = section(Data, "The data")
     objective: Objective = key("causal_lm", "What the model learns to predict")
@@ -72,13 +75,17 @@ class PretrainConfig(Config):
 
     @property
     def tokens_per_step(self) -> int:
-        """Positions in one global batch."""
+        """Positions in one global batch, after any ramp."""
         return self.batch.global_batch_size * self.data.seq_len
+
+    def positions(self, steps: int) -> int:
+        """Positions in the global batches of the first so many steps."""
+        return self.batch.sizes.first(steps) * self.data.seq_len
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.steps or (self.tokens or 0) // self.tokens_per_step
+        return self.steps or self.batch.sizes.steps((self.tokens or 0) // self.data.seq_len)
 
     def micro_batch_size(self, world_size: int) -> int:
         """Sequences per forward pass on one rank."""
@@ -151,22 +158,38 @@ def check(
     """
     together = combination(config, world_size)
     return [
-        *check_batch(config.batch.global_batch_size, config.batch.micro_batch_size, world_size),
+        *check_batches(config.batch, world_size),
         *_check_length(config),
         *check_combination(together),
         *(check_tools(together) if is_here else ()),
         *(check_data(config) if has_data else check_without_data(config)),
+        *(check_branch(config) if has_data else ()),
         *check_run_dir(config.run_dir),
         *check_log(config.log),
         *_check_deepspeed(config),
     ]
 
 
+def check_batches(batch: Batch, ranks: int) -> Iterator[Problem]:
+    """Every size of the batch must split evenly, and those of a ramp rise."""
+    yield from check_batch(batch.global_batch_size, batch.micro_batch_size, ranks)
+    for stage in batch.ramp:
+        for problem in check_batch(stage.global_batch_size, batch.micro_batch_size, ranks):
+            yield Problem("batch.ramp", problem.message)
+    if not rises(batch.sizes):
+        told = ", ".join(f"{size} until step {until}" for until, size in batch.sizes.ramp)
+        yield Problem(
+            "batch.ramp",
+            f"{told}, then {batch.global_batch_size}: expected rising steps and rising sizes, "
+            "below batch.global_batch_size",
+        )
+
+
 def _check_length(config: PretrainConfig) -> Iterator[Problem]:
     if config.tokens is not None and config.total_steps == 0:
         yield Problem(
             "tokens",
-            f"{config.tokens} is less than one step of {config.tokens_per_step} "
+            f"{config.tokens} is less than one step of {config.positions(1)} "
             "(global_batch_size × seq_len); raise it, or lower batch.global_batch_size",
         )
     else:

@@ -147,6 +147,7 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
         seed=config.run.seed,
         layout=objective.layout,
         collate=objective.collate,
+        ramp=config.batch.sizes.ramp,
         **config.data.mixing,
     )
     loader.step = source.step
@@ -155,7 +156,7 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
         "optimizer_steps": source.optimizer_steps,
         "shapes": {slot.ours: list(slot.shape) for slot in plan},
         "step": source.step,
-        "tokens_seen": source.step * config.tokens_per_step,
+        "tokens_seen": config.positions(source.step),
         "loader": loader.state_dict(),
         "config": config.model_dump(mode="json"),
         "versions": provenance.versions(),

@@ -1,12 +1,11 @@
 """What a run does about a step that went wrong, and about a rank whose memory did."""
 
 from data_prep.naming import name_documents
-from pretrain.resume import restore
+from pretrain.resume import restore, starting_point
 from pretrain.session import Session
 from runtime.engine import StepResult
 from runtime.errors import UserError
 from runtime.health import Verdict
-from runtime.run_directory import newest_checkpoint
 
 _MEND = "lower optim.lr or add schedule.warmup_steps"
 _TOLD = {
@@ -61,7 +60,7 @@ def roll_back(session: Session, why: str, window: tuple[int | None, int] = (0, 0
         )
     session.saver.wait()
     session.beat()
-    checkpoint = newest_checkpoint(session.config.run_dir / "checkpoints", session.ranks)
+    checkpoint = starting_point(session.config, session.ranks)
     if checkpoint is None:
         raise UserError(
             f"step {left}: {why}: training diverged, and there is no checkpoint to go back to; "

@@ -4,8 +4,10 @@ from typing import Any, Literal
 
 import pydantic
 
+from data_prep.batch_sizes import BatchSizes
 from data_prep.samples import Packing
 from model.config import LABEL_KEYS, ModelConfig
+from runtime import sections
 from runtime.config import Config, key
 from runtime.redaction import FreeForm
 
@@ -22,6 +24,16 @@ _SHAPE_KEYS: Any = {
     for name, info in ModelConfig.model_fields.items()
     if name not in LABEL_KEYS  # a pretraining run has no labels
 }
+
+
+class Run(sections.Run):
+    """Where a run lives, what makes it reproducible, and what it begins from."""
+
+    branch_from: str | None = key(
+        None,
+        "Checkpoint of another run to begin from, RUN/checkpoints/step_N: with its weights, "
+        "moments, place in the data and counters; the schedule and the length are this config's",
+    )
 
 
 class _Preset(Config):
@@ -154,6 +166,15 @@ class Infilling(Config):
     suffix: str = key("<|fim_suffix|>", "Token before the part that comes last", min_length=1)
 
 
+class RampStage(Config):
+    """A smaller batch, before a step."""
+
+    until_step: int = key(..., "First step that takes more", unit="steps", ge=1)
+    global_batch_size: int = key(
+        ..., "Sequences per optimizer step until then", unit="sequences", ge=1
+    )
+
+
 class Batch(Config):
     """How many sequences make a step."""
 
@@ -163,6 +184,17 @@ class Batch(Config):
     micro_batch_size: int | None = key(
         None, "Sequences per forward pass and rank; none = all at once", unit="sequences", ge=1
     )
+    ramp: tuple[RampStage, ...] = key(
+        (),
+        "Smaller batches at first: a list of {until_step, global_batch_size}, both rising; then "
+        "batch.global_batch_size",
+    )
+
+    @property
+    def sizes(self) -> BatchSizes:
+        """How many sequences each step takes."""
+        ramp = tuple((stage.until_step, stage.global_batch_size) for stage in self.ramp)
+        return BatchSizes(self.global_batch_size, ramp)
 
 
 class Evaluate(Config):
@@ -200,6 +232,8 @@ __all__ = [
     "Model",
     "Objective",
     "Pairs",
+    "RampStage",
+    "Run",
     "Source",
     "Stage",
 ]

@@ -18,6 +18,7 @@ from model.hf.state import slots
 from model.init import parameter_groups
 from model.transformer import Block
 from pretrain.architecture import check_architecture
+from pretrain.branch import key_of, rate_notes, stored_config
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
@@ -25,7 +26,7 @@ from pretrain.export import ModelExport
 from pretrain.objectives import make_objective
 from pretrain.objectives.draws import VALIDATION_SEED
 from pretrain.objectives.objective import Objective
-from pretrain.resume import restore
+from pretrain.resume import restore, starting_point
 from pretrain.samples import Samples
 from pretrain.verify import verify_data
 from runtime import dist, provenance
@@ -41,7 +42,6 @@ from runtime.optim import build_optimizer
 from runtime.progress import Progress
 from runtime.run_directory import (
     describe_run,
-    newest_checkpoint,
     prepare_run_directory,
     swap_directory,
 )
@@ -72,7 +72,13 @@ class Session:
     data_step: int = 0  # of the batch in work; ahead of `step` where data was left out
     tokens_seen: int = 0
     saved_step: int | None = None
+    branched_from: dict[str, Any] | None = None  # of a run that began from another's checkpoint
     attention_length: int = 0  # tokens that one attends to, for the count of FLOPs
+
+    @property
+    def positions(self) -> int:
+        """Those of the batch in work, of all ranks."""
+        return self.config.batch.sizes.at(self.data_step) * self.config.data.seq_len
 
     def save(self) -> None:
         """Have a checkpoint of this step written, while training goes on. Collective."""
@@ -87,6 +93,7 @@ class Session:
             "config": self.config.model_dump(mode="json"),
             "versions": provenance.versions(),
             "world_size": self.ranks.world_size,
+            **({"branched_from": self.branched_from} if self.branched_from else {}),
         }
         self.saver.save(self.step, self.engine, self.export, state)
         self.saved_step = self.step
@@ -204,12 +211,13 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         layout=objective.layout,
         collate=objective.collate,
         workers=_workers(config, ranks),
+        ramp=config.batch.sizes.ramp,
         **config.data.mixing,
     )
     check_supply(config, loader.order)
-    checkpoint = newest_checkpoint(config.run_dir / "checkpoints", ranks)
+    checkpoint = starting_point(config, ranks)
     if checkpoint is not None:
-        check_architecture(model_config, checkpoint)
+        check_architecture(model_config, checkpoint, key_of(config, checkpoint.path))
     iter(loader)  # workers start while the engine is built
     compilation = Compilation(config.run_dir, ranks, is_wanted=config.compile)
     engine = _build_engine(config, model_config, objective.head, ranks, compilation)
@@ -342,11 +350,12 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
     if problem := session.compilation.problem:
         session.note("compile", f"compile: true, and this machine cannot: {problem}; goes on without")
     report = session.loader.packing_report(session.loader.layout.by_document)
-    epochs = config.total_steps * config.batch.global_batch_size / report.samples
-    positions = config.total_steps * config.tokens_per_step
+    epochs = config.batch.sizes.first(config.total_steps) / report.samples
+    per_step = f"{config.positions(1):,} to " if config.batch.ramp else ""
     say(
-        f"{config.total_steps:,} steps of {config.tokens_per_step:,} tokens = {positions:,} "
-        f"({epochs:.2f} epochs); run directory {config.run_dir}"
+        f"{config.total_steps:,} steps of {per_step}{config.tokens_per_step:,} tokens = "
+        f"{config.positions(config.total_steps):,} ({epochs:.2f} epochs); run directory "
+        f"{config.run_dir}"
     )
     cut = report.cut_documents
     say(
@@ -355,5 +364,11 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
     )
     # At most 4 bytes each for the weight, its master and two moments.
     session.saver.look_ahead(16 * parameters(session.model_config, session.objective.head))
-    if checkpoint is not None:
+    if checkpoint is None:
+        return
+    if session.saved_step is not None:
         say(f"resumed from {checkpoint.path}, step {session.step}")
+        return
+    session.note("branch", f"branches from {checkpoint.path}, which stays as it is")
+    for note in rate_notes(config, stored_config(checkpoint.path), session.step):
+        say(f"warning: {note}")

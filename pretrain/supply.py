@@ -39,6 +39,7 @@ def supply_of(config: PretrainConfig, sources: list[Shards]) -> Supply:
         mixing,
         global_batch_size=config.batch.global_batch_size,
         seed=config.run.seed,
+        ramp=config.batch.sizes.ramp,
     )
     check_supply(config, order)
     used = order.packing_report(count_cut=False).utilisation
@@ -49,7 +50,7 @@ def _reckoned(
     config: PretrainConfig, tokens: list[int], documents: list[int], overhead: int
 ) -> Supply:
     """As if rows were filled to the last position, and no weight ever changed."""
-    positions = config.total_steps * config.tokens_per_step
+    positions = config.positions(config.total_steps)
     weights = [source.weight for source in config.data.sources]
     epochs = [
         positions * weight / sum(weights) / max(1, count + overhead * number)

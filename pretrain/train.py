@@ -69,7 +69,7 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         session.step += 1
         session.tokens_seen += int(held.tokens)
         rate.add(int(held.tokens))
-        tally.add(held, config.tokens_per_step)
+        tally.add(held, session.positions)
         pace.add(result.own_s)
         if logs:
             _log_step(session, result, lr, rate, tally)

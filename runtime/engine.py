@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,14 +65,14 @@ class Engine:
 
     def train_step(
         self,
-        micro_batches: Iterable[Any],
+        micro_batches: Sequence[Any],
         loss_of: Callable[[nn.Module, Any], torch.Tensor],
         lr: float,
         *,
         accept: Callable[[float], bool] = math.isfinite,
         measure_update: bool = False,
     ) -> StepResult:
-        """Forward, backward, one optimizer step over exactly `accumulation_steps` micro-batches.
+        """Forward, backward, one optimizer step over so many micro-batches, as many on all ranks.
 
         lr: of groups without an `lr_scale`; a group with one takes that multiple of it.
         accept: asked with the step's loss, the same on all ranks, before anything is updated. Where
@@ -81,23 +81,27 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        # DeepSpeed divides by the accumulation steps and averages over the ranks; we want sums.
+        # DeepSpeed divides by the accumulation steps of its config, however many there are now, and
+        # averages over the ranks; we want sums.
         scale = self.accumulation_steps * self.ranks.world_size
         total = torch.zeros((), device=self.ranks.device)
         loss, is_accepted, watch = math.nan, False, Stopwatch(self.ranks.device)
         grad_norm = torch.tensor(math.nan)
         for index, batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            self._engine.set_gradient_accumulation_boundary(is_last)
             with watch:
                 share = loss_of(self._engine, batch)
             self._engine.backward(share * scale)
             total += share.detach().float()
-            if index == self.accumulation_steps - 1:
+            if is_last:
                 (loss,) = dist.sum_over_ranks([float(total)])
                 is_accepted = accept(loss) and math.isfinite(loss)
                 if self._stage == 0:
                     grad_norm = self._plain_grad_norm()
                     is_accepted = is_accepted and bool(grad_norm.isfinite())
                 zero_layout.skip_step(self._engine, not is_accepted)
+                zero_layout.measure_step(self._engine, measure_update)
             self._engine.step()
         if self._stage > 0:
             grad_norm = torch.as_tensor(self._engine.get_global_grad_norm())

@@ -5,26 +5,34 @@ from typing import Any
 
 import torch
 
+from runtime.lion import Lion
 from runtime.muon import Muon, square_norm
 from runtime.sections import Optim
 
 
 def build_optimizer(groups: Iterable[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) in torch's fused form, which needs no compiler; or Muon.
+    """AdamW (Loshchilov & Hutter 2019) in torch's fused form, without a compiler; Muon; or Lion.
 
     `groups` are torch parameter groups, each with its own `weight_decay`. With Muon those with
     `splits` hold its matrices, the others AdamW's parameters.
     """
     if optim.name == "muon":
         return Muon(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, momentum=optim.momentum)
+    if optim.name == "lion":
+        return Lion(groups, lr=optim.lr, betas=optim.betas)
     return torch.optim.AdamW(
         list(groups), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
     )
 
 
+def is_adamw(group: Mapping[str, Any]) -> bool:
+    """Whether AdamW steps a group: Muon's has `splits`, and Lion's no `eps`."""
+    return "splits" not in group and "eps" in group
+
+
 def state_keys(group: Mapping[str, Any]) -> tuple[str, ...]:
     """What the optimizer keeps for each element of a group's parameters."""
-    return ("momentum_buffer",) if "splits" in group else ("exp_avg", "exp_avg_sq")
+    return ("exp_avg", "exp_avg_sq") if is_adamw(group) else ("momentum_buffer",)
 
 
 _CHUNK = 1 << 24  # elements that a norm is computed over at a time: 64 MB per temporary tensor

@@ -85,11 +85,16 @@ def newest_checkpoint(root: Path, ranks: Ranks) -> CheckpointInfo | None:
     )
 
     def problems_of(checkpoint: Path) -> list[str]:
-        own = verify(checkpoint, ranks.rank, ranks.world_size)
-        found = (orjson.loads(text) for text in dist.gather_text(orjson.dumps(own).decode()))
-        return [problem for problems in found for problem in problems]
+        return verify_together(checkpoint, ranks)
 
     return newest_of(root, candidates, problems_of, print if ranks.is_main else lambda _: None)
+
+
+def verify_together(checkpoint: Path, ranks: Ranks) -> list[str]:
+    """What is wrong with a checkpoint, each rank hashing its share of the bytes. Collective."""
+    own = verify(checkpoint, ranks.rank, ranks.world_size)
+    found = (orjson.loads(text) for text in dist.gather_text(orjson.dumps(own).decode()))
+    return [problem for problems in found for problem in problems]
 
 
 def swap_directory(parallel: Parallel, run_dir: Path) -> str | None:

@@ -24,13 +24,18 @@ class Run(Config):
 class Optim(Config):
     """The optimizer."""
 
-    name: Literal["adamw", "muon"] = key(
+    name: Literal["adamw", "muon", "lion"] = key(
         "adamw",
         "muon: orthogonalised updates of the hidden matrices; embeddings, heads, norms and biases "
-        "by AdamW, at the same learning rate",
+        "by AdamW, at the same learning rate. lion: the sign of a momentum, at 3 to 10 times less "
+        "lr and as much more weight_decay",
     )
     lr: float = key(3e-4, "Peak learning rate", gt=0)
-    betas: tuple[Decay, Decay] = key((0.9, 0.95), "Decay rates of AdamW's two moments")
+    betas: tuple[Decay, Decay] = key(
+        (0.9, 0.95),
+        "Decay rates of AdamW's two moments; of Lion's update and its momentum, where 0.9, 0.99 "
+        "are usual",
+    )
     momentum: Decay = key(0.95, "Decay rate of Muon's momentum")
     eps: float = key(1e-8, "Added to the root of the second moment", gt=0)
     weight_decay: float = key(0.1, "Decoupled decay of the weight matrices", ge=0)
@@ -40,8 +45,10 @@ class Optim(Config):
 class Schedule(Config):
     """The learning rate over the run, as a fraction of optim.lr."""
 
-    kind: Literal["cosine", "wsd", "constant"] = key(
-        "cosine", "Shape after the warm-up; wsd = warmup–stable–decay"
+    kind: Literal["cosine", "linear", "wsd", "constant"] = key(
+        "cosine",
+        "Shape after the warm-up. cosine, linear: falls to min_ratio at the last step; wsd: "
+        "warmup–stable–decay",
     )
     warmup_steps: int = key(0, "Linear warm-up from 0", unit="steps", ge=0)
     decay_steps: int | None = key(

@@ -7,6 +7,7 @@ global batch. The loop's Muon takes singular values apart instead of multiplying
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ PARTITION_ALL = {
 }
 TOLERANCE: dict[str, float] = {"fp32": 1e-6, "bf16": 5e-3}
 
-Optimizer = Literal["adamw", "muon"]
+Optimizer = Literal["adamw", "muon", "lion"]
 Stage = Literal[0, 1, 2, 3]
 
 
@@ -50,6 +51,12 @@ class Case(NamedTuple):
     optimizer: Optimizer = "adamw"
     offload: Literal["none", "optimizer", "all"] = "none"
     shard_ranks: int | None = None  # of hpZ
+    grows: bool = False  # the first half of the steps take half of the batch
+
+    @property
+    def lr(self) -> float:
+        """Learning rate: Lion's steps are as long for every weight."""
+        return _OPTIM.lr / 10 if self.optimizer == "lion" else _OPTIM.lr
 
     @property
     def parallel(self) -> sections.Parallel:
@@ -65,8 +72,12 @@ class Case(NamedTuple):
         """In the words of its report."""
         return (
             f"{self.optimizer} {self.parallel} {self.precision} "
-            f"accumulation {self.accumulation_steps}"
+            f"accumulation {self.accumulation_steps}{' after half' * self.grows}"
         )
+
+    def sequences(self, step: int) -> int:
+        """How many there are in the global batch of a step."""
+        return SEQUENCES // 2 if self.grows and step < STEPS // 2 else SEQUENCES
 
 
 class Result(NamedTuple):
@@ -88,7 +99,7 @@ class Result(NamedTuple):
 
 def cases(ranks: int) -> list[Case]:
     """Every combination that the engine accepts on CPU ranks (ZeRO-0 with bf16 is refused)."""
-    optimizers: list[Optimizer] = ["adamw", "muon"]
+    optimizers: list[Optimizer] = ["adamw", "muon", "lion"]
     stages: list[Stage] = [0, 1, 2, 3]
     plain = [
         Case(stage, precision, accumulation, optimizer)
@@ -102,7 +113,8 @@ def cases(ranks: int) -> list[Case]:
     cut = [case for case in some if case.stage == 3]
     offloaded += [case._replace(offload="all") for case in cut]
     twice_cut = [case._replace(shard_ranks=2) for case in cut if ranks % 2 == 0]
-    return plain + offloaded + twice_cut
+    growing = [c._replace(grows=True) for c in some + offloaded if c.optimizer == "adamw"]
+    return plain + offloaded + twice_cut + growing
 
 
 class _Net(nn.Module):
@@ -133,14 +145,18 @@ def _new_net(precision: Precision) -> _Net:
     return net
 
 
-def _batch(step: int) -> torch.Tensor:
+def _batch(step: int, sequences: int = SEQUENCES) -> torch.Tensor:
     generator = torch.Generator().manual_seed(step)
-    return torch.randint(0, VOCAB, (SEQUENCES, SEQ_LEN), generator=generator)
+    return torch.randint(0, VOCAB, (sequences, SEQ_LEN), generator=generator)
 
 
 def _loss(net: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     logits = net(ids[:, :-1]).float()
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def _weighted_loss(weight: float) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+    return lambda net, ids: _loss(net, ids) * weight
 
 
 _OPTIM = sections.Optim(lr=1e-2, max_grad_norm=1.0)
@@ -178,25 +194,50 @@ def _reference(case: Case) -> _Reference:
     net = _new_net(case.precision)
     groups = _groups(net, case.optimizer)
     for group in groups:
-        group["lr"] = _OPTIM.lr * group.get("lr_scale", 1.0)
-    muon = groups.pop(0) if case.optimizer == "muon" else {"params": [], "splits": []}
-    momenta = [torch.zeros_like(p) for p in muon["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=_OPTIM.betas, eps=_OPTIM.eps)
+        group["lr"] = case.lr * group.get("lr_scale", 1.0)
+    step_all = _plain_lion(groups) if case.optimizer == "lion" else _plain_muon_or_adamw(groups)
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
-        loss = _loss(net, _batch(step))
+        loss = _loss(net, _batch(step, case.sequences(step)))
         net.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(net.parameters(), _OPTIM.max_grad_norm)
         before = _flat(net)
-        optimizer.step()
-        for parameter, momentum, rows in zip(muon["params"], momenta, muon["splits"], strict=True):
-            _plain_muon_step(parameter, momentum, rows, muon)
+        step_all()
         losses.append(float(loss.detach()))
         norms.append(float(norm))
         ratios.append(float((_flat(net) - before).norm() / before.norm()))
     weights = {name: p.detach().flatten() for name, p in net.named_parameters()}
     return _Reference(losses, norms, ratios, weights)
+
+
+def _plain_muon_or_adamw(groups: list[dict[str, Any]]) -> Callable[[], None]:
+    muon = groups.pop(0) if "splits" in groups[0] else {"params": [], "splits": []}
+    momenta = [torch.zeros_like(p) for p in muon["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=_OPTIM.betas, eps=_OPTIM.eps)
+
+    def step() -> None:
+        optimizer.step()
+        for parameter, momentum, rows in zip(muon["params"], momenta, muon["splits"], strict=True):
+            _plain_muon_step(parameter, momentum, rows, muon)
+
+    return step
+
+
+def _plain_lion(groups: list[dict[str, Any]]) -> Callable[[], None]:
+    """Lion as it is written down (Chen et al. 2023, algorithm 2)."""
+    beta1, beta2 = _OPTIM.betas
+    momenta = {p: torch.zeros_like(p) for group in groups for p in group["params"]}
+
+    @torch.no_grad()
+    def step() -> None:
+        for group in groups:
+            for p in group["params"]:
+                update = torch.sign(beta1 * momenta[p] + (1 - beta1) * p.grad)
+                p.sub_(group["lr"] * (update + group["weight_decay"] * p))
+                momenta[p] = beta2 * momenta[p] + (1 - beta2) * p.grad
+
+    return step
 
 
 @torch.no_grad()
@@ -226,8 +267,7 @@ def _flat(net: nn.Module) -> torch.Tensor:
 def run_case(case: Case, ranks: dist.Ranks) -> Result:
     """Train one configuration and compare it with the reference. Collective."""
     net = _new_net(case.precision).to(ranks.device)
-    local = SEQUENCES // ranks.world_size
-    micro = local // case.accumulation_steps
+    micro = SEQUENCES // ranks.world_size // case.accumulation_steps
     config = deepspeed_config(
         case.parallel,
         case.precision,
@@ -241,14 +281,15 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
     settings = _OPTIM.model_copy(update={"name": case.optimizer})
     optimizer = build_optimizer(_groups(net, case.optimizer), settings)
     engine = Engine(net, optimizer, config, ranks)
-    weight = micro / SEQUENCES
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
-        mine = _batch(step)[ranks.rank * local :][:local].to(ranks.device)
+        sequences = case.sequences(step)
+        local = sequences // ranks.world_size
+        mine = _batch(step, sequences)[ranks.rank * local :][:local].to(ranks.device)
         result = engine.train_step(
             torch.split(mine, micro),
-            lambda module, ids: _loss(module, ids) * weight,
-            _OPTIM.lr,
+            _weighted_loss(micro / sequences),
+            case.lr,
             measure_update=True,
         )
         losses.append(result.loss)

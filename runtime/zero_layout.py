@@ -16,6 +16,7 @@ import torch
 from runtime import dist, optim, zero_swap
 from runtime.dist import Ranks
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
+from runtime.lion import Lion
 from runtime.muon import Matrices, Muon
 
 MASTER = "master"  # the key of the fp32 weights; the moments have torch's own names
@@ -111,10 +112,21 @@ def _owners(engine: Any, stage: int) -> list[_Owner]:
 
 
 def attach(engine: Any, stage: int, ranks: Ranks) -> None:
-    """Tell Muon which of its matrices lie where in ZeRO's flat tensors. Collective."""
+    """Tell Muon, or Lion, what of theirs lies where in ZeRO's flat tensors. Collective."""
     base = _base_optimizer(engine)
-    if not isinstance(base, Muon) or stage == 0:
+    if stage == 0:
         return
+    if isinstance(base, Muon):
+        _attach_muon(base, engine, stage, ranks)
+    elif isinstance(base, Lion):
+        owners = _owners(engine, stage)
+        stretches: dict[torch.Tensor, list[tuple[int, int]]] = {o.tensor: [] for o in owners}
+        for place in _places(engine, stage, ranks):
+            stretches[owners[place.owner].tensor].append((place.flat_start, place.numel))
+        base.attach(stretches)
+
+
+def _attach_muon(base: Muon, engine: Any, stage: int, ranks: Ranks) -> None:
     mine = {
         place.parameter: (place.owner, place.start, place.start + place.numel, place.flat_start)
         for place in _places(engine, stage, ranks)
@@ -185,6 +197,12 @@ def skip_step(engine: Any, is_skipped: bool) -> None:
     optimizer.found_inf = torch.tensor(float(is_skipped))
 
 
+def measure_step(engine: Any, is_measured: bool) -> None:
+    """Say whether `squared_norms` will be asked for the next step: Lion's leaves no trace of it."""
+    optimizer: Any = _base_optimizer(engine)
+    optimizer.is_measured = is_measured
+
+
 def optimizer_steps(engine: Any) -> int:
     """The optimizer's own step count (0 before the first step)."""
     for state in _base_optimizer(engine).state.values():
@@ -198,9 +216,11 @@ def squared_norms(engine: Any, stage: int, ranks: Ranks) -> list[float]:
     squares = [
         optim.squared_norms(part.master, part.state, part.group, steps)
         for part in parts(engine, stage, ranks)
-        if "splits" not in part.group
+        if optim.is_adamw(part.group)
     ]
-    if isinstance(base, Muon) and (stage > 0 or ranks.is_main):  # at stage 0 every rank has all
+    if isinstance(base, Muon | Lion) and (
+        stage > 0 or ranks.is_main
+    ):  # at stage 0 every rank has all
         squares += base.squares.values()
     # Added up before they are read: one wait for the GPU.
     return torch.stack(squares).sum(0).tolist() if squares else [0.0, 0.0]
@@ -242,10 +262,11 @@ def _load_slices(engine: Any, stage: int, ranks: Ranks, read: ReadSlice, steps: 
                 owner.flat.narrow(0, flat_start, numel).copy_(read(name, MASTER, start, numel))
                 for key in optim.state_keys(group) if steps else ():
                     target = state[key].view(-1).narrow(0, flat_start, numel)
-                    target.copy_(_moment(read, name, key, start, numel))
+                    target.copy_(read_moment(read, name, key, start, numel))
 
 
-def _moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> torch.Tensor:
+def read_moment(read: ReadSlice, name: str, key: str, start: int, numel: int) -> torch.Tensor:
+    """One slice of a moment. Raises UserError where another optimizer wrote the checkpoint."""
     try:
         return read(name, key, start, numel)
     except UserError as error:

@@ -121,6 +121,7 @@ def _memory(config: FinetuneConfig, shape: ModelConfig, head: str, target: Targe
         dtype="fp32",
         head=head,
         zero_stage=0,
+        moments=1 if config.optim.name == "lion" else 2,
     )
     return found.total
 

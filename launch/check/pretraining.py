@@ -19,9 +19,10 @@ from launch.estimate.step_time import StepTime, step_time
 from launch.estimate.storage import Saves, checkpoint_bytes, saves_of
 from model.config import ModelConfig
 from pretrain.architecture import check_resume, newest_step
+from pretrain.branch import BRANCH_FROM, branch_point, rate_notes, stored_config
 from pretrain.config import PretrainConfig, check
 from pretrain.supply import Supply, supply_of
-from runtime.checkpoint.format import ROOM
+from runtime.checkpoint.format import ROOM, verify
 from runtime.config import Problem, load, read_tree
 from runtime.errors import UserError
 
@@ -57,6 +58,7 @@ def check_pretraining(path: Path, overrides: Sequence[str], options: argparse.Na
         order = None if supply is None else supply.order
         for problem in check_resume(config, model, order):
             report.error(problem.key, problem.message)
+        _look_at_branch(report, config, is_verified=options.verify)
         if options.verify:
             _verify(report, config)
     one = training(config, model, target.ranks)
@@ -118,6 +120,17 @@ def _verify(report: Report, config: PretrainConfig) -> None:
             report.error("data.train", problem)
 
 
+def _look_at_branch(report: Report, config: PretrainConfig, *, is_verified: bool) -> None:
+    """What would go wrong, or otherwise than one thinks, at the start of a branch."""
+    branch = branch_point(config)
+    if branch is None:
+        return
+    for note in rate_notes(config, stored_config(branch.path), branch.step):
+        report.advise("schedule", note)
+    for problem in verify(branch.path) if is_verified else ():
+        report.error(BRANCH_FROM, f"{problem}; restore it, or name another checkpoint")
+
+
 def predict(one: Training, target: Target, options: argparse.Namespace) -> Prediction:
     """Memory, time, storage and cost."""
     step = step_time(
@@ -135,8 +148,9 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
         step = probed(one, target, step, options)
     elif target.is_cpu:
         step = step._replace(low_s=CPU_LEAST * step.total_s, high_s=CPU_MOST * step.total_s)
-    config, steps = one.config, one.config.total_steps
-    evaluations = evaluations_s(one, step, has_data=not options.no_data)
+    config, branch = one.config, branch_point(one.config)
+    steps = config.total_steps - (branch.step if branch else 0)
+    evaluations = evaluations_s(one, step, steps, has_data=not options.no_data)
     size = checkpoint_bytes(one.model, one.head, config.precision, config.optim.name)
     saves = saves_of(
         config.checkpoint,
@@ -148,7 +162,10 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
         bandwidth=options.disk_bandwidth and options.disk_bandwidth * 1e9,
     )
     rest = evaluations + saves.stall_s
-    seconds = tuple(steps * s + rest for s in (step.total_s, step.low_s, step.high_s))
+    # Smaller batches at first take as much less time.
+    positions = config.positions(config.total_steps) - config.positions(config.total_steps - steps)
+    full = positions / config.tokens_per_step
+    seconds = tuple(full * s + rest for s in (step.total_s, step.low_s, step.high_s))
     cost = cost_of(
         (seconds[0], seconds[1], seconds[2]),
         target.device,
@@ -162,12 +179,11 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
     return Prediction(memory, step, evaluations, saves, cost, is_reckoned)
 
 
-def evaluations_s(one: Training, step: StepTime, *, has_data: bool) -> float:
-    """Seconds of all evaluations: forward passes alone, a third of a step's computing."""
+def evaluations_s(one: Training, step: StepTime, steps: int, *, has_data: bool) -> float:
+    """Seconds of all evaluations in so many steps: forward passes, a third of their computing."""
     evaluate, config = one.config.evaluate, one.config
     if not evaluate.every_steps:
         return 0.0
-    steps = config.total_steps
     times = steps // evaluate.every_steps + (steps % evaluate.every_steps > 0)
     sequences = evaluate.max_sequences
     if not sequences and has_data:

@@ -53,6 +53,7 @@ def measured_steps(one: Training, options: argparse.Namespace) -> list[float]:
             f"steps={_STEPS}",
             "tokens=null",
             *("schedule.warmup_steps=0", "schedule.decay_steps=null", "data.stages=[]"),
+            *("run.branch_from=null", "batch.ramp=[]"),
             *("checkpoint.every_steps=0", "evaluate.every_steps=0", "log.every_steps=1"),
             *("log.tensorboard=false", "data.verify=false"),
         ]

@@ -10,6 +10,7 @@ from launch.estimate.pretraining import Training
 from launch.plan.quantities import count_text, duration
 from model.describe import bytes_text
 from model.flops import flops_per_token, non_embedding_parameters, parameters
+from pretrain.branch import branch_point
 from pretrain.config import PretrainConfig
 from pretrain.supply import Supply
 from runtime.errors import UserError
@@ -69,7 +70,8 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
     config, model, layout = one.config, one.model, one.layout
     size = parameters(model, one.head)
     hidden = non_embedding_parameters(model, one.head)
-    steps, tokens = config.total_steps, config.total_steps * config.tokens_per_step
+    steps, tokens = config.total_steps, config.positions(config.total_steps)
+    ramp = f"{config.positions(1):,} to " if config.batch.ramp else ""
     name = config.model.preset or model.family
     is_known = supply is not None or config.model.model_dump()["vocab_size"] is not None
     assumed = "" if is_known else " assumed: the data decides"
@@ -78,7 +80,8 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
             f"embeddings), vocabulary {model.vocab_size:,}"
             f"{assumed}"),
         Row("objective", f"{config.objective}, {config.optim.name}"),
-        Row("run", f"{steps:,} steps × {config.tokens_per_step:,} tokens = {count_text(tokens)}, "
+        Row("run", f"{steps:,} steps × {ramp}{config.tokens_per_step:,} tokens = "
+            f"{count_text(tokens)}, "
             f"{tokens / size:,.1f} per parameter"),
     ]  # fmt: skip
     if supply is not None:
@@ -104,6 +107,9 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
     )  # fmt: skip
     if resumes_at is not None:
         rows.append(Row("goes on", f"from step {resumes_at:,} in {config.run_dir}"))
+    branch = branch_point(config)
+    if branch is not None:
+        rows.append(Row("branches", f"from {branch.path}; {steps - branch.step:,} steps are left"))
     report.sections.append(Section("what is trained", rows))
     report.numbers |= {
         "parameters": size,
@@ -114,6 +120,7 @@ def _run(report: Report, one: Training, supply: Supply | None, resumes_at: int |
         "epochs": None if supply is None else [round(e, 4) for e in supply.epochs],
         "layout": layout._asdict(),
         "resumes_at": resumes_at,
+        "branches_at": None if branch is None else branch.step,
     }
 
 

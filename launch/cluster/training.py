@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from finetune.config import FinetuneConfig
 from launch.cluster.printing import ROOT
-from pretrain.config import PretrainConfig
+from pretrain.config import PretrainConfig, check_batches
 from runtime.checks import check_batch
 from runtime.config import Problem, load
 from runtime.errors import EXIT_BAD_INPUT, UserError
@@ -75,6 +75,8 @@ def read_config(
     """A stage's config; `ranks` as in `read`. Raises ConfigError with every mistake."""
 
     def check(config: StageConfig) -> list[Problem]:
+        if isinstance(config, PretrainConfig):
+            return [*check_batches(config.batch, ranks or 1)]
         batch = config.batch
         return [*check_batch(batch.global_batch_size, batch.micro_batch_size, ranks or 1)]
 

@@ -83,9 +83,9 @@ def run_memory(
 ) -> RunMemory:
     """Bytes of one rank at its peak.
 
-    head, predicted_fraction: as in `training_memory`. optimizer: adamw or muon. saves: "often", or
-    "at_end", where nothing is trained after the only one. Raises `ValueError` for a head that the
-    family does not have.
+    head, predicted_fraction: as in `training_memory`. optimizer: adamw, muon or lion. saves:
+    "often", or "at_end", where nothing is trained after the only one. Raises `ValueError` for a
+    head that the family does not have.
     """
     is_cpu = device.name == "cpu"
     found = held(

@@ -18,7 +18,7 @@ from model.memory import (
 from runtime.deepspeed_config import deepspeed_config
 from runtime.sections import Parallel
 
-_NORM_CHUNK = 1 << 24  # numbers whose update is measured at a time (runtime.optim)
+_CHUNK = 1 << 24  # numbers that are measured, or stepped by Lion, at a time (runtime.optim, .lion)
 _SUB_GROUP = 100_000_000  # numbers that are swapped in at a time (runtime.deepspeed_config)
 _MUON_BATCH = 1 << 22  # numbers that Muon makes orthogonal at a time (runtime.muon)
 _MUON_COPIES = 5  # of them at once: stacked, divided by their norm, and products
@@ -47,6 +47,7 @@ class Held(NamedTuple):
     shapes: tuple[tuple[int, int], ...]  # numbers of each kind of parameter, and how many there are
     group: float  # numbers of this rank's share that are updated at once
     largest_matrix: int  # that Muon makes orthogonal; 0 without it
+    is_lion: bool
     moment_bytes: float  # of the optimizer's moments, this rank's share
     activations: float
     recomputed: float
@@ -85,7 +86,7 @@ def held(
     shapes = tuple((part.parameters // part.copies, part.copies) for part in parts(model, head))
     hidden = [p for p in parts(model, head) if p.name.startswith(("attention.", "mlp."))]
     matrices = sum(p.parameters for p in hidden if len(p.shape) == 2)
-    is_muon = optimizer == "muon"
+    is_muon, is_lion = optimizer == "muon", optimizer == "lion"
     decayed = sum(p.parameters for p in parts(model, head) if len(p.shape) == 2)
     group = max(matrices, decayed - matrices) if is_muon else decayed
     kept, again = _activations(model, layout, head, predicted_fraction, is_cpu=is_cpu)
@@ -111,7 +112,8 @@ def held(
         shapes,
         grouped,
         max(p.parameters // p.copies for p in hidden) if is_muon else 0,
-        (8 * size - (4 * matrices if is_muon else 0)) / layout.state_ranks,
+        is_lion,
+        (8 * size - 4 * (size if is_lion else matrices if is_muon else 0)) / layout.state_ranks,
         tokens * kept,
         tokens * again,
         tokens * scores,
@@ -230,7 +232,7 @@ def moments(found: Held, layout: Layout) -> dict[str, Tensors]:
         "reduce": [*gathered, *_reduced(found, layout)],
         "scatter": _scattered(found, layout),
         "update": _update(found, layout),
-        "measure": _measure(found),
+        "measure": [] if found.is_lion else _measure(found, found.largest),
         "save": [],
     }
 
@@ -332,6 +334,9 @@ def _update(found: Held, layout: Layout) -> Tensors:
         work = [
             Tensor("optimizer", _MUON_COPIES * found.width * numel, found.width * numel, "work")
         ]
+    if found.is_lion:  # which measures while it steps
+        signs = min(_CHUNK, found.share)
+        work = [_flat("optimizer", 4, signs, "signs"), *_measure(found, found.size)]
     if layout.zero_stage == 0 or layout.offload != "none":
         return work
     in_fp32 = _flat("gradients", 4, found.group, "fp32")
@@ -341,8 +346,11 @@ def _update(found: Held, layout: Layout) -> Tensors:
     return [_flat("gradients", found.width, found.share), in_fp32, *flat, *work]
 
 
-def _measure(found: Held) -> Tensors:
-    """How far a step went, asked for a log: two copies in fp32, one in double precision."""
-    numel = min(_NORM_CHUNK, found.largest, found.share)
+def _measure(found: Held, longest: int) -> Tensors:
+    """How far a step went, asked for a log: two copies in fp32, one in double precision.
+
+    longest: numbers of the largest tensor that is measured.
+    """
+    numel = min(_CHUNK, longest, found.share)
     copies = [_flat("optimizer", 4, numel, kind) for kind in ("update", "before")]
     return [*copies, _flat("optimizer", 8, numel, "double")]

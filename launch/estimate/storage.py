@@ -30,9 +30,12 @@ class Saves(NamedTuple):
 
 
 def checkpoint_bytes(model: ModelConfig, head: str, precision: str, optimizer: str) -> float:
-    """Bytes of a checkpoint: weights, fp32 masters, and moments (Muon's matrices have one)."""
+    """Bytes of a checkpoint: weights, fp32 masters, and moments.
+
+    AdamW has two; Lion has one, and Muon one of its matrices.
+    """
     size = parameters(model, head)
-    moments = 8 * size
+    moments = (4 if optimizer == "lion" else 8) * size
     if optimizer == "muon":
         hidden = (p for p in parts(model, head) if p.name.startswith(("attention.", "mlp.")))
         moments -= 4 * sum(p.parameters for p in hidden if len(p.shape) == 2)

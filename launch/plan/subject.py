@@ -85,7 +85,7 @@ def _of_config(path: Path, data: str | None) -> Subject:
         config.data.seq_len,
         settings,
         config.batch.global_batch_size,
-        config.tokens or (config.steps or 0) * config.tokens_per_step,
+        config.tokens or config.positions(config.steps or 0),
         config.optim.name,
     )
 

@@ -137,6 +137,7 @@ def test_launch_imports_only_configs_of_the_stages() -> None:
         "model.memory",
         "model.presets",
         "pretrain.architecture",
+        "pretrain.branch",
         "pretrain.config",
         "pretrain.objectives.traits",
         "pretrain.sections",

@@ -118,6 +118,10 @@ COVERED = {
     "python -m pretrain my-gpt.yaml log.wandb=my-project": Covered(
         "tests/pretrain/test_samples.py", "wandb", "needs an account"
     ),
+    "deepspeed launch/pretrain.sh my-gpt.yaml run.name=decay-200 run.branch_from="
+    "runs/stable/checkpoints/step_00000200 schedule.decay_steps=40 steps=240": Covered(
+        "tests/faults/test_branch.py", "run__branch_from", "its source was made small"
+    ),
     "python -m data_prep demo": Covered(_DEMO[0], "python -m data_prep demo", _DEMO[1]),
     "deepspeed launch/pretrain.sh pretrain/configs/demo.yaml": Covered(
         _DEMO[0], "launch/pretrain.sh pretrain/configs/demo.yaml", _DEMO[1]

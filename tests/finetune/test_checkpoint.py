@@ -62,10 +62,10 @@ def save(root, step, net, optimizer, tokenizer):
     saver.save(step, saved, saved, {"step": step})
 
 
-@pytest.mark.parametrize("parts", ["adamw", "muon"], indirect=True)
+@pytest.mark.parametrize("parts", ["adamw", "muon", "lion"], indirect=True)
 def test_saved_and_loaded_steps_on_alike(tmp_path, parts):
     net, optimizer, tokenizer = parts
-    name = "muon" if "splits" in optimizer.param_groups[0] else "adamw"
+    name = type(optimizer).__name__.lower()
     for _ in range(3):
         step(net, optimizer)
     save(tmp_path / "c", 3, net, optimizer, tokenizer)
@@ -79,6 +79,16 @@ def test_saved_and_loaded_steps_on_alike(tmp_path, parts):
         step(net, optimizer)
         step(other, twin)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("parts", ["lion"], indirect=True)
+def test_moments_of_another_optimizer_are_refused(tmp_path, parts):
+    net, optimizer, tokenizer = parts
+    step(net, optimizer)
+    save(tmp_path / "c", 1, net, optimizer, tokenizer)
+    state = TrainingState(newest_verified(tmp_path / "c").path)
+    with pytest.raises(UserError, match=r"no exp_avg of trunk\.\S+, so another optimizer wrote it"):
+        load_optimizer(net, optimizer_of(net, "adamw"), state)
 
 
 def test_a_crash_before_the_rename_leaves_no_checkpoint(tmp_path, parts, monkeypatch):

@@ -6,6 +6,7 @@ from launch.estimate.devices import DEVICES, Device
 from launch.estimate.layout import Layout
 from launch.estimate.memory import RunMemory, run_memory
 from launch.estimate.moments import held, moments, resident
+from launch.estimate.storage import checkpoint_bytes
 from model.flops import parameters
 from model.presets import preset
 
@@ -98,6 +99,20 @@ def test_muon_has_one_moment_of_its_matrices() -> None:
     saved = kinds["adamw"].moment_bytes - kinds["muon"].moment_bytes
     assert saved == pytest.approx(4 * hidden / 8)
     assert muon.total < adamw.total
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_lion_has_one_moment(stage: int) -> None:
+    one = layout(zero_stage=stage, precision="fp32" if stage == 0 else "bf16")
+    kinds = {
+        name: held(MODEL, one, is_cpu=False, head=None, predicted_fraction=1.0, optimizer=name)
+        for name in ("adamw", "lion")
+    }
+    assert kinds["lion"].moment_bytes == kinds["adamw"].moment_bytes / 2
+    adamw, lion = (sum(t.size for t in resident(kinds[name], one)[0]) for name in ("adamw", "lion"))
+    assert adamw - lion == pytest.approx(kinds["lion"].moment_bytes)
+    saved = {name: checkpoint_bytes(MODEL, "causal_lm", "bf16", name) for name in kinds}
+    assert saved["adamw"] - saved["lion"] == 4 * parameters(MODEL, "causal_lm")
 
 
 def test_parts_add_up_and_lie_in_the_interval() -> None:

@@ -188,6 +188,8 @@ def test_fp32():
     assert (plain.weights, plain.optimizer) == (4 * parameters(config), 8 * parameters(config))
     assert training_memory(config, 64, 2, dtype="fp32").optimizer == 12 * parameters(config)
     assert plain.logits == 64 * 2 * 400 * 12
+    one = training_memory(config, 64, 2, dtype="fp32", zero_stage=0, moments=1)
+    assert one.optimizer == 4 * parameters(config)
     assert training_memory(config, 64, 2, fused_loss=True).logits == 0
     assert training_memory(config, 64, 2, predicted_fraction=0.25).logits == 64 * 2 * 100 * 12
     assert training_memory(config, 64, 2, head="sequence").logits == 0

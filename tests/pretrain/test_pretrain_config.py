@@ -42,6 +42,19 @@ def test_batch_size_and_its_neighbours(write_config: Write) -> None:
     only(found, "tiny.yaml:2: batch.global_batch_size", "4 × 6 = 24; write 96 or 120")
 
 
+def test_a_batch_that_grows(write_config: Write) -> None:
+    ramp = [{"until_step": 2, "global_batch_size": 4}]
+    config = good(write_config(batch__ramp=ramp, steps=None, tokens=32 * (2 * 4 + 3 * 8) + 31))
+    assert config.total_steps == 5
+    assert config.positions(5) == 32 * (2 * 4 + 3 * 8)
+    odd = [{"until_step": 2, "global_batch_size": 6}]
+    only(errors(write_config(batch__ramp=odd)), "batch.ramp: 6 is not divisible", "write 4 or 8")
+    steep = [{"until_step": 2, "global_batch_size": 8}]
+    only(errors(write_config(batch__ramp=steep)), "batch.ramp: 8 until step 2, then 8: expected")
+    short = write_config(batch__ramp=ramp, steps=None, tokens=100)
+    only(errors(short), "tokens: 100 is less than one step of 128")
+
+
 def test_heads_do_not_divide_the_width(write_config: Write) -> None:
     found = errors(write_config(model__d_model=18, model__n_heads=4, model__n_kv_heads=4))
     only(found, "model", "d_model", "18", "4")

@@ -106,7 +106,7 @@ def differences(
     for step in range(STEPS):
         mine = [torch.split(t[ranks.rank * local :][:local], local // 2) for t in batch(step)]
         result = engine.train_step(
-            zip(*mine, strict=True), lambda net, pair: loss_of(net, pair) * weight, OPTIM.lr
+            list(zip(*mine, strict=True)), lambda net, pair: loss_of(net, pair) * weight, OPTIM.lr
         )
         losses.append(result.loss)
         if step == 0:

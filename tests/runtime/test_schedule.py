@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from transformers import get_linear_schedule_with_warmup
 
 from runtime.schedule import lr_ratio
 from runtime.sections import Schedule
@@ -27,6 +28,22 @@ def test_cosine_equals_torch() -> None:
     assert ratios(total, kind="cosine", min_ratio=floor) == pytest.approx(expected, abs=1e-12)
 
 
+def test_linear_equals_transformers() -> None:
+    total, warmup, floor = 30, 6, 0.25
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    # Its first step after the warm-up has the peak, and its step `total - 1` would be 0.
+    reference = get_linear_schedule_with_warmup(optimizer, warmup, total - 1)
+    found = ratios(total, kind="linear", warmup_steps=warmup, min_ratio=floor)
+    for step in range(total):
+        if step >= warmup:
+            expected = floor + (1 - floor) * optimizer.param_groups[0]["lr"]
+            assert found[step] == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        reference.step()
+    assert found[warmup - 1] == found[warmup] == 1.0
+    assert found[-1] == pytest.approx(floor)
+
+
 def test_wsd_is_flat_then_linear_to_the_floor() -> None:
     values = ratios(100, kind="wsd", warmup_steps=10, decay_steps=20, min_ratio=0.0)
     assert values[10:80] == [1.0] * 70
@@ -46,6 +63,6 @@ def test_constant() -> None:
     assert ratios(7, kind="constant", warmup_steps=2) == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
 def test_a_run_of_one_step(kind: str) -> None:
     assert 0 <= ratios(1, kind=kind)[0] <= 1

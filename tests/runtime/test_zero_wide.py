@@ -83,6 +83,7 @@ def is_built() -> bool:
     [
         pytest.param("adamw", marks=pytest.mark.slow),
         pytest.param("muon", marks=pytest.mark.nightly),
+        pytest.param("lion", marks=pytest.mark.nightly),
     ],
 )
 def test_on_disk(optimizer: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
