@@ -9,6 +9,7 @@ import pydantic
 from data_prep.shards import Shards
 from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
+from model.kernels import Kernels
 from model.presets import preset
 from pretrain.checks import check_data, check_without_data
 from pretrain.objectives.traits import TRAITS
@@ -59,6 +60,9 @@ class PretrainConfig(Config):
         "bf16", "Of forward and backward; master weights are fp32 always"
     )
     compile: bool = key(False, "torch.compile each block (needs a C++ compiler on a CPU)")
+    kernels: Kernels = key(
+        "torch", "Of norms and rotary positions: PyTorch's operations, or our own, in Triton (a GPU)"
+    )
     checkpoint: sections.Checkpoint = section(sections.Checkpoint, "Saving")
     evaluate: Evaluate = section(Evaluate, "Validation")
     health: sections.Health = section(sections.Health, "When to give up")
@@ -181,6 +185,7 @@ def combination(config: PretrainConfig, world_size: int) -> Combination:
         config.compile,
         hardware.device_type(config.run.device),
         world_size,
+        config.kernels,
     )
 
 

@@ -306,6 +306,7 @@ def _build_engine(
     net.to(ranks.device)
     net.trunk.set_recompute(config.parallel.activation_checkpointing)
     net.trunk.splits_documents = not config.compile
+    net.trunk.set_kernels(config.kernels)
     if config.compile:
         for block in net.trunk.blocks:
             block.compile()

@@ -15,7 +15,7 @@ IS_INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: on 
 # Fused multiply-adds, as nvcc has them. Said here because Triton 3.10 changes its default.
 OPTIONS = {"enable_fp_fusion": True}
 _ELEMENTS_PER_THREAD = 8  # 16 bytes of bf16, the widest access
-_WARPS_PER_PROCESSOR = 32  # half of what fits: a backward program holds many registers
+_ELEMENTS_PER_PROCESSOR = 8192  # of 32 warps: a backward program holds many registers
 _LEAST_ROWS = 8  # of a program that sums over rows, so that its sums cost little beside them
 
 
@@ -42,12 +42,13 @@ def warps_for(elements: int) -> int:
     return min(max(elements // (32 * _ELEMENTS_PER_THREAD), 1), 16)
 
 
-def persistent_programs(device: torch.device, rows: int, warps: int) -> int:
+def persistent_programs(device: torch.device, rows: int, elements: int) -> int:
     """Return how many programs share the rows: as many as run at once, each with some rows.
 
-    A function of the device and the shape alone: it decides the order in which sums are taken.
+    elements: of each tensor in a program. A function of the device and the shape alone: it decides
+    the order in which sums are taken.
     """
-    at_once = _processors(device) * max(_WARPS_PER_PROCESSOR // warps, 1)
+    at_once = _processors(device) * min(max(_ELEMENTS_PER_PROCESSOR // elements, 1), 32)
     return max(min(at_once, triton.cdiv(rows, _LEAST_ROWS)), 1)
 
 

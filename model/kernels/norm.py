@@ -133,8 +133,7 @@ def _norm_backward(
     more_rows = d_rows if d_total is None else _as_rows(d_total)
     n_rows, width = source_rows.shape
     block = triton.next_power_of_2(width)
-    warps = warps_for(block)
-    n_programs = persistent_programs(source.device, n_rows, warps)
+    n_programs = persistent_programs(source.device, n_rows, block)
     # Of each program a row, written once: added up by atomics the sum would change between runs.
     partial = statistics.new_empty((1 + has_bias, n_programs, width))
     _backward_kernel[(n_programs,)](
@@ -155,7 +154,7 @@ def _norm_backward(
         HAS_BIAS=has_bias,
         IS_CENTRED=is_centred,
         COMPUTE=compute_type(source),
-        num_warps=warps,
+        num_warps=warps_for(block),
         **OPTIONS,
     )
     return d_source, partial.sum(1)

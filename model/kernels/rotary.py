@@ -36,12 +36,12 @@ def reference(
     rotary: Rotary,
     n_heads: int,
     n_kv_heads: int,
-    gains: tuple[Tensor, Tensor] | None,
+    gains: tuple[Tensor, ...],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as `split_and_turn`, in plain PyTorch."""
     q, k, v = packed.split((n_heads, n_kv_heads, n_kv_heads), dim=2)
-    if gains is not None:
+    if gains:
         q, k = (F.rms_norm(t, gain.shape, gain, eps) for t, gain in zip((q, k), gains, strict=True))
     return rotate(q, rotary), rotate(k, rotary), v
 
@@ -51,14 +51,15 @@ def split_and_turn(
     rotary: Rotary,
     n_heads: int,
     n_kv_heads: int,
-    gains: tuple[Tensor, Tensor] | None,
+    gains: tuple[Tensor, ...],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return q (B, T, H, hd), k and v (B, T, Hkv, hd) of packed (B, T, H + 2·Hkv, hd).
 
     rotary: angles of positions; pairs are (i, i + hd/2). gains: of the RMS norms of each query and
-    of each key head, (hd,) each; None: no norm. All in fp32, rounded once, where `reference` rounds
-    between norm and rotation too. Raises ValueError for tensors on a CPU, or that do not fit.
+    of each key head, (hd,) each; empty where there is no norm. All in fp32, rounded once, where
+    `reference` rounds between norm and rotation too. Raises ValueError for tensors on a CPU, or
+    that do not fit.
     """
     check_device(packed)
     heads, head_dim = packed.shape[2:]
@@ -68,7 +69,7 @@ def split_and_turn(
             f" {2 * rotary.cos.shape[-1]}): heads of queries, keys and values, and two numbers for"
             " each angle"
         )
-    q_gain, k_gain = gains or (None, None)
+    q_gain, k_gain = gains if gains else (None, None)
     return torch.ops.ingot.split_and_turn(
         packed, rotary.cos, rotary.sin, q_gain, k_gain, n_heads, eps
     )
@@ -143,8 +144,8 @@ def _split_and_turn_backward(
     n_tokens = batch_size * seq_len
     packed = _side_by_side(packed) if has_norm else dq
     tile = _tile(heads, head_dim)
-    warps, blocks = warps_for(tile[0] * tile[1]), triton.cdiv(heads, tile[0])
-    n_programs = persistent_programs(dq.device, n_tokens, warps) if has_norm else n_tokens
+    elements, blocks = tile[0] * tile[1], triton.cdiv(heads, tile[0])
+    n_programs = persistent_programs(dq.device, n_tokens, elements) if has_norm else n_tokens
     # Of each program a row, written once: added up by atomics the sum would change between runs.
     partial = d_gains.new_empty((n_programs * blocks, *d_gains.shape))
     if n_tokens:
@@ -164,7 +165,7 @@ def _split_and_turn_backward(
             BLOCK_HALF=tile[1],
             HAS_NORM=has_norm,
             COMPUTE=compute_type(dq),
-            num_warps=warps,
+            num_warps=warps_for(elements),
             **OPTIONS,
         )
     return d_packed, partial.sum(0)
@@ -346,7 +347,6 @@ def _backward_kernel(
     masks = _masks(heads, pair, N_KV_HEADS, HALF)
     is_q, is_turned = heads[1] < 0, heads[2] < 0
     if HAS_NORM:
-        gain_first, gain_second = _load_gains(gain_ptrs, is_q, pair, HALF, COMPUTE)
         sum_first = tl.zeros((BLOCK_HEADS, BLOCK_HALF), COMPUTE)
         sum_second = tl.zeros((BLOCK_HEADS, BLOCK_HALF), COMPUTE)
     number = tl.program_id(0).to(tl.int64)
@@ -373,6 +373,8 @@ def _backward_kernel(
             first, second = first * scale, second * scale
             sum_first += back_first * first
             sum_second += back_second * second
+            # Read again for each token, from the cache: kept, they would take too many registers.
+            gain_first, gain_second = _load_gains(gain_ptrs, is_q, pair, HALF, COMPUTE)
             back_first, back_second = back_first * gain_first, back_second * gain_second
             along = _mean(back_first * first, back_second * second, HALF)
             back_first = (back_first - first * along) * scale
