@@ -61,7 +61,8 @@ class PretrainConfig(Config):
     )
     compile: bool = key(False, "torch.compile each block (needs a C++ compiler on a CPU)")
     kernels: Kernels = key(
-        "torch", "Of norms and rotary positions: PyTorch's operations, or our own, in Triton (a GPU)"
+        "torch",
+        "Of norms and rotary positions: PyTorch's operations, or our own, in Triton (a GPU)",
     )
     checkpoint: sections.Checkpoint = section(sections.Checkpoint, "Saving")
     evaluate: Evaluate = section(Evaluate, "Validation")

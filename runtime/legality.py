@@ -140,7 +140,8 @@ def check_tools(combination: Combination) -> Iterator[Problem]:
         )
     if combination.kernels == "triton" and importlib.util.find_spec("triton") is None:
         yield Problem(
-            "kernels", "triton is not installed here; run pip install 'ingot[kernels]', or write torch"
+            "kernels",
+            "triton is not installed here; run pip install 'ingot[kernels]', or write torch",
         )
     parallel = combination.parallel
     if parallel.offload == "none" or parallel.offload_to != "nvme":

@@ -4,12 +4,7 @@ forward: reads the packed tensor once and writes queries, keys and values, each 
 attention takes without a copy. backward: reads their three gradients where attention left them and
 writes the packed gradient at once, which plain PyTorch pieces together in passes of its own.
 
-Not in place. torch.library takes no gradient formula for an operation that changes its input; the
-gradient is not ours to overwrite, as other users of the same tensor may hold it; and without what
-came in, an output in bf16 does not tell the value before the gain: turned back, the rounding error
-of the larger of a pair, divided by the gain of the smaller, is as large as that value itself, and a
-gain of 0 tells nothing at all. So with QK norm the packed tensor is kept, as it is without the
-kernel; without, nothing is kept but the outputs, which attention keeps anyway.
+Not in place, and what came in is kept where there is a norm: docs/adr/0012 says why.
 """
 
 import torch
@@ -94,7 +89,7 @@ def _split_and_turn(
             packed,
             outputs,
             (cos.contiguous(), sin.contiguous()),
-            _gains(q_gain, k_gain, packed),
+            (packed, packed) if q_gain is None else (q_gain.contiguous(), k_gain.contiguous()),
             packed.stride()[:3],
             *(seq_len, _batch_stride(cos), eps),
             N_HEADS=n_heads,
@@ -116,11 +111,10 @@ def _(packed, cos, sin, q_gain, k_gain, n_heads, eps):
 
 
 def _empty_outputs(packed: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch_size, seq_len, heads, head_dim = packed.shape
-    q = packed.new_empty((batch_size, seq_len, n_heads, head_dim))
-    k, v = (
-        packed.new_empty((batch_size, seq_len, (heads - n_heads) // 2, head_dim)) for _ in range(2)
-    )
+    *tokens, heads, head_dim = packed.shape
+    n_kv_heads = (heads - n_heads) // 2
+    sizes = (n_heads, n_kv_heads, n_kv_heads)
+    q, k, v = (packed.new_empty((*tokens, size, head_dim)) for size in sizes)
     return q, k, v
 
 
@@ -145,16 +139,16 @@ def _split_and_turn_backward(
     packed = _side_by_side(packed) if has_norm else dq
     tile = _tile(heads, head_dim)
     elements, blocks = tile[0] * tile[1], triton.cdiv(heads, tile[0])
-    n_programs = persistent_programs(dq.device, n_tokens, elements) if has_norm else n_tokens
+    n_programs = persistent_programs(dq.device, n_tokens, 2 * elements) if has_norm else n_tokens
     # Of each program a row, written once: added up by atomics the sum would change between runs.
     partial = d_gains.new_empty((n_programs * blocks, *d_gains.shape))
-    if n_tokens:
+    if n_programs:
         _backward_kernel[(n_programs, blocks)](
             (dq, dk, dv),
             packed,
             (d_packed, partial),
             (cos.contiguous(), sin.contiguous()),
-            _gains(q_gain, k_gain, dq),
+            (dq, dq) if q_gain is None else (q_gain.contiguous(), k_gain.contiguous()),
             tuple(t.stride()[:3] for t in (dq, dk, dv)),
             packed.stride()[:3],
             *(n_tokens, seq_len, _batch_stride(cos), eps),
@@ -215,12 +209,6 @@ def _side_by_side(x: Tensor) -> Tensor:
 def _batch_stride(cos: Tensor) -> int:
     """Elements from one row's angles to the next, 0 where all rows have the same."""
     return 0 if cos.shape[0] == 1 else cos[0].numel()
-
-
-def _gains(q_gain: Tensor | None, k_gain: Tensor | None, unused: Tensor) -> tuple[Tensor, Tensor]:
-    if q_gain is None or k_gain is None:
-        return unused, unused
-    return q_gain.contiguous(), k_gain.contiguous()
 
 
 @triton.jit
@@ -308,8 +296,7 @@ def _forward_kernel(
     first, second = _load_pairs(
         packed_ptr, strides, token, heads[0], pair, is_q | is_k | is_v, HALF, COMPUTE
     )
-    v_head = number * N_KV_HEADS + heads[2]
-    _store_pairs(output_ptrs[2], v_head, pair, first, second, is_v, HALF)
+    _store_pairs(output_ptrs[2], number * N_KV_HEADS + heads[2], pair, first, second, is_v, HALF)
     if HAS_NORM:
         scale = 1 / tl.sqrt(_mean(first * first, second * second, HALF) + eps)
         gain_first, gain_second = _load_gains(gain_ptrs, heads[1] < 0, pair, HALF, COMPUTE)
@@ -359,31 +346,20 @@ def _backward_kernel(
         cos, sin = _load_angles(angle_ptrs, token, angle_stride, pair, HALF, COMPUTE)
         back_first, back_second = d_first * cos + d_second * sin, d_second * cos - d_first * sin
         if HAS_NORM:
-            first, second = _load_pairs(
-                packed_ptr,
-                packed_strides,
-                token,
-                heads[0],
-                pair,
-                masks[0] | masks[1],
-                HALF,
-                COMPUTE,
-            )
-            scale = 1 / tl.sqrt(_mean(first * first, second * second, HALF) + eps)
-            first, second = first * scale, second * scale
-            sum_first += back_first * first
-            sum_second += back_second * second
+            mask = masks[0] | masks[1]
+            x = _load_pairs(packed_ptr, packed_strides, token, heads[0], pair, mask, HALF, COMPUTE)
             # Read again for each token, from the cache: kept, they would take too many registers.
-            gain_first, gain_second = _load_gains(gain_ptrs, is_q, pair, HALF, COMPUTE)
-            back_first, back_second = back_first * gain_first, back_second * gain_second
-            along = _mean(back_first * first, back_second * second, HALF)
-            back_first = (back_first - first * along) * scale
-            back_second = (back_second - second * along) * scale
+            gains = _load_gains(gain_ptrs, is_q, pair, HALF, COMPUTE)
+            back_first, back_second, own_first, own_second = _norm_backward(
+                back_first, back_second, x, gains, eps, HALF
+            )
+            sum_first += own_first
+            sum_second += own_second
         head = number * (N_HEADS + 2 * N_KV_HEADS) + heads[0]
-        d_first = tl.where(is_turned, back_first, d_first)
-        d_second = tl.where(is_turned, back_second, d_second)
+        first = tl.where(is_turned, back_first, d_first)
+        second = tl.where(is_turned, back_second, d_second)
         mask = masks[0] | masks[1] | masks[2]
-        _store_pairs(output_ptrs[0], head, pair, d_first, d_second, mask, HALF)
+        _store_pairs(output_ptrs[0], head, pair, first, second, mask, HALF)
         number += tl.num_programs(0)
     if HAS_NORM:
         is_k = is_turned & (heads[1] >= 0)
@@ -392,20 +368,26 @@ def _backward_kernel(
 
 
 @triton.jit
+def _norm_backward(d_first, d_second, x, gains, eps, HALF: tl.constexpr):
+    """From gradients of normed heads: those of x, and each head's own of its gain."""
+    scale = 1 / tl.sqrt(_mean(x[0] * x[0], x[1] * x[1], HALF) + eps)
+    first, second = x[0] * scale, x[1] * scale
+    own_first, own_second = d_first * first, d_second * second
+    along = _mean(own_first * gains[0], own_second * gains[1], HALF)
+    d_first = (d_first * gains[0] - first * along) * scale
+    d_second = (d_second * gains[1] - second * along) * scale
+    return d_first, d_second, own_first, own_second
+
+
+@triton.jit
 def _load_gradients(
     ptrs, strides, token, heads, pair, masks, HALF: tl.constexpr, COMPUTE: tl.constexpr
 ):
     """Of each head the gradient, in whichever of the three tensors it stands."""
-    q_first, q_second = _load_pairs(
-        ptrs[0], strides[0], token, heads[0], pair, masks[0], HALF, COMPUTE
-    )
-    k_first, k_second = _load_pairs(
-        ptrs[1], strides[1], token, heads[1], pair, masks[1], HALF, COMPUTE
-    )
-    v_first, v_second = _load_pairs(
-        ptrs[2], strides[2], token, heads[2], pair, masks[2], HALF, COMPUTE
-    )
-    return q_first + k_first + v_first, q_second + k_second + v_second
+    q = _load_pairs(ptrs[0], strides[0], token, heads[0], pair, masks[0], HALF, COMPUTE)
+    k = _load_pairs(ptrs[1], strides[1], token, heads[1], pair, masks[1], HALF, COMPUTE)
+    v = _load_pairs(ptrs[2], strides[2], token, heads[2], pair, masks[2], HALF, COMPUTE)
+    return q[0] + k[0] + v[0], q[1] + k[1] + v[1]
 
 
 @triton.jit

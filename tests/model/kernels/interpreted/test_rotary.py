@@ -6,7 +6,11 @@ from torch.library import opcheck
 
 from model.kernels.rotary import reference, split_and_turn
 from model.rotary import Rotary
-from tests.model.kernels.interpreted.closeness import assert_close, outputs_and_gradients
+from tests.model.kernels.interpreted.closeness import (
+    assert_close,
+    assert_same,
+    outputs_and_gradients,
+)
 
 EPS = 1e-6
 # rows, tokens, query heads, key heads, width: more heads than a program holds, pairs that are no
@@ -113,7 +117,7 @@ def test_twice_the_same_and_rows_apart():
     run = of_shape(split_and_turn, shape, rotary)
     once = outputs_and_gradients(run, [packed, *gains], torch.float32)
     again = outputs_and_gradients(run, [packed, *gains], torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(sum(once, []), sum(again, []), strict=True))
+    assert_same(once, again)
     order = torch.randperm(6)
     moved = Rotary(rotary.cos[order], rotary.sin[order])
     found = split_and_turn(packed[order], moved, 4, 2, tuple(gains), EPS)
