@@ -17,7 +17,8 @@ from tests.runtime import recompute_worker as worker
 
 def main() -> None:
     ranks = dist.init("cpu", 60)
-    shape = {**worker.SHAPE, "head_dim": 8, "n_kv_heads": 1}
+    worker.STEPS, worker.SEQUENCES, worker.SEQ_LEN = 2, 4, 4  # each row costs the interpreter time
+    shape = {**worker.SHAPE, "n_layers": 1, "head_dim": 8, "n_kv_heads": 1}
     worker.MODELS["qwen3"] = ModelConfig(family="qwen3", tie_embeddings=True, **shape)
     want = worker.reference("qwen3")
     plain = worker.new_net

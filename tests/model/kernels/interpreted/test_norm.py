@@ -17,7 +17,8 @@ KINDS = [  # centred, bias, residual
     for kind in ((False, False), (True, False), (True, True))
     for has_residual in (False, True)
 ]
-SHAPES = [(1, 3), (3, 17, 40), (41, 100), (2, 9, 257), (5, 1000), (9, 8193)]
+# A program takes 8 rows or fewer. Few rows: each costs the interpreter some milliseconds.
+SHAPES = [(1, 3), (2, 3, 40), (17, 100), (9, 257), (2, 1000), (2, 8193)]
 
 
 def formula(x, residual, weight, bias, eps, is_centred):
@@ -57,7 +58,7 @@ def test_it_is_the_formula(shape, is_centred, has_bias, has_residual):
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e3, 1e12])
 @pytest.mark.parametrize("is_centred", [False, True])
 def test_magnitudes(scale, is_centred):
-    inputs = draw((12, 200), True, is_centred, scale)
+    inputs = draw((5, 200), True, is_centred, scale)
     inputs[0][3], inputs[1][3] = 0.0, 0.0  # a row of zeros
     found = outputs_and_gradients(of_kind(norm, is_centred), inputs, torch.float32)
     want = outputs_and_gradients(of_kind(formula, is_centred), inputs, torch.float64)
@@ -75,8 +76,8 @@ def test_no_rows(is_centred):
 
 def test_strides_and_offsets():
     """Rows that do not follow one another, that start anywhere, or whose neighbours are apart."""
-    wide = torch.randn(6, 7, 50)
-    views = [wide[:, 2:5, 3:40], wide[1::2, :, :37], torch.randn(37, 3, 4).permute(1, 2, 0)]
+    wide = torch.randn(4, 5, 50)
+    views = [wide[:, 2:4, 3:40], wide[1::2, :, :37], torch.randn(37, 3, 4).permute(1, 2, 0)]
     weight = torch.randn(50)[5:42]
     for x in views:
         residual = torch.randn(x.shape[1], x.shape[0], 37).transpose(0, 1)
@@ -106,18 +107,18 @@ def test_one_output_alone(used):
 
 def test_twice_the_same_and_rows_apart():
     """The same bits again; and rows in another order give the same rows in that order."""
-    inputs = draw((50, 96), True, True)
+    inputs = draw((18, 96), True, True)
     once = outputs_and_gradients(of_kind(norm, True), inputs, torch.float32)
     again = outputs_and_gradients(of_kind(norm, True), inputs, torch.float32)
     assert_same(once, again)
-    order = torch.randperm(50)
+    order = torch.randperm(18)
     moved = norm(inputs[0][order], inputs[1][order], *inputs[2:], EPS, True)
     assert all(torch.equal(a[order], b) for a, b in zip(once[0], moved, strict=True))
 
 
 @pytest.mark.parametrize(("is_centred", "has_bias", "has_residual"), KINDS)
 def test_gradients_are_those_of_the_forward_pass(is_centred, has_bias, has_residual):
-    tensors = draw((10, 5), has_residual, has_bias, dtype=torch.float64)
+    tensors = draw((9, 5), has_residual, has_bias, dtype=torch.float64)
     given = [t is not None for t in tensors]
 
     def function(*leaves):
@@ -131,7 +132,7 @@ def test_gradients_are_those_of_the_forward_pass(is_centred, has_bias, has_resid
 @pytest.mark.parametrize(("is_centred", "has_bias", "has_residual"), KINDS)
 def test_the_operation_is_well_registered(is_centred, has_bias, has_residual):
     tensors = [
-        t if t is None else t.requires_grad_() for t in draw((3, 4, 20), has_residual, has_bias)
+        t if t is None else t.requires_grad_() for t in draw((1, 2, 20), has_residual, has_bias)
     ]
     opcheck(torch.ops.ingot.norm.default, (*tensors, EPS, is_centred))
     x, residual, weight, bias = (t if t is None else t.detach() for t in tensors)

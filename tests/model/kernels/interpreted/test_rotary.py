@@ -15,7 +15,7 @@ from tests.model.kernels.interpreted.closeness import (
 EPS = 1e-6
 # rows, tokens, query heads, key heads, width: more heads than a program holds, pairs that are no
 # power of two, one head, many tokens to a program
-SHAPES = [(2, 5, 6, 2, 24), (1, 3, 30, 6, 64), (3, 11, 1, 1, 2), (1, 40, 4, 4, 10)]
+SHAPES = [(2, 3, 6, 2, 24), (1, 2, 30, 6, 64), (2, 3, 1, 1, 2), (1, 17, 4, 4, 10)]
 
 
 def angles(rows, tokens, width, scale=1.0):
@@ -68,11 +68,11 @@ def test_it_is_the_formula(shape, has_norm, own_angles):
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
 def test_magnitudes_and_gains_of_zero(scale):
     """The gradient of what a gain of zero hides is not zero."""
-    shape = (2, 7, 3, 1, 12)
+    shape = (2, 3, 3, 1, 12)
     inputs = draw(shape, True, scale)
     inputs[0][1, 2] = 0.0  # a token of zeros
     inputs[1][[0, 7]], inputs[2][3] = 0.0, 0.0
-    rotary = angles(1, 7, 12)
+    rotary = angles(1, 3, 12)
     near = in_fp32(rotary)
     found = outputs_and_gradients(of_shape(split_and_turn, shape, near), inputs, torch.float32)
     want = outputs_and_gradients(of_shape(formula, shape, rotary), inputs, torch.float64)
@@ -84,12 +84,12 @@ def test_magnitudes_and_gains_of_zero(scale):
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_strides_and_offsets(has_norm):
     """Gradients as attention leaves them, heads before tokens; and an input that is a view."""
-    shape = (2, 6, 4, 2, 16)
-    packed, *gains = draw((2, 9, 4, 2, 20), has_norm)
-    packed, gains = packed[:, 2:8, :, 3:19], [gain[4:] for gain in gains]
-    rotary = angles(1, 6, 16)
-    onto = [torch.randn(2, heads, 6, 16).transpose(1, 2) for heads in (4, 2)]
-    onto.append(torch.randn(6, 1, 1).expand(2, 6, 2, 16))
+    shape = (2, 3, 4, 2, 16)
+    packed, *gains = draw((2, 6, 4, 2, 20), has_norm)
+    packed, gains = packed[:, 2:5, :, 3:19], [gain[4:] for gain in gains]
+    rotary = angles(1, 3, 16)
+    onto = [torch.randn(2, heads, 3, 16).transpose(1, 2) for heads in (4, 2)]
+    onto.append(torch.randn(3, 1, 1).expand(2, 3, 2, 16))
     gradients = []
     for function, dtype, turned in (
         (split_and_turn, torch.float32, in_fp32(rotary)),
@@ -111,14 +111,14 @@ def test_no_tokens():
 
 
 def test_twice_the_same_and_rows_apart():
-    shape = (6, 13, 4, 2, 16)
+    shape = (3, 6, 4, 2, 16)
     packed, *gains = draw(shape, True)
-    rotary = in_fp32(angles(6, 13, 16))
+    rotary = in_fp32(angles(3, 6, 16))
     run = of_shape(split_and_turn, shape, rotary)
     once = outputs_and_gradients(run, [packed, *gains], torch.float32)
     again = outputs_and_gradients(run, [packed, *gains], torch.float32)
     assert_same(once, again)
-    order = torch.randperm(6)
+    order = torch.randperm(3)
     moved = Rotary(rotary.cos[order], rotary.sin[order])
     found = split_and_turn(packed[order], moved, 4, 2, tuple(gains), EPS)
     assert all(torch.equal(a[order], b) for a, b in zip(once[0], found, strict=True))
@@ -126,7 +126,7 @@ def test_twice_the_same_and_rows_apart():
 
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_gradients_are_those_of_the_forward_pass(has_norm):
-    shape = (2, 9, 2, 1, 4)
+    shape = (1, 9, 2, 1, 4)
     leaves = [t.double().requires_grad_() for t in draw(shape, has_norm)]
     run = of_shape(split_and_turn, shape, angles(1, 9, 4))
     assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
@@ -134,9 +134,9 @@ def test_gradients_are_those_of_the_forward_pass(has_norm):
 
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_the_operation_is_well_registered(has_norm):
-    shape = (2, 3, 2, 1, 8)
+    shape = (1, 2, 2, 1, 8)
     packed, *gains = draw(shape, has_norm)
-    rotary = in_fp32(angles(1, 3, 8))
+    rotary = in_fp32(angles(1, 2, 8))
     q_gain, k_gain = gains or (None, None)
     leaves = [t if t is None else t.clone().requires_grad_() for t in (packed, q_gain, k_gain)]
     arguments = (leaves[0], *rotary, *leaves[1:], 2, EPS)
