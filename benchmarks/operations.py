@@ -187,7 +187,7 @@ class Rotary:
         packed = _leaf(*(shape["B"], shape["T"], heads, shape["hd"]), dtype=dtype, device=device)
         gains = tuple(_leaf(shape["hd"], dtype=dtype, device=device) for _ in range(2))
         angle = torch.randn(1, shape["T"], 1, shape["hd"] // 2, device=device)
-        angles = Angles(angle.cos(), angle.sin())
+        angles = Angles.of(angle.cos(), angle.sin())
         function = kernel.split_and_turn if way == "ours" else kernel.reference
         function = torch.compile(function, dynamic=False) if way == "compiled" else function
         return Case(

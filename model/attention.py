@@ -1,7 +1,9 @@
 """Self-attention with grouped heads, and its key/value cache."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 from model import buckets
 from model.config import ModelConfig
 from model.families import DROPS_ATTENTION_ONLY
-from model.layers import Linear, RMSNorm
+from model.layers import HeadNorm, Linear
 from model.rotary import Rotary, rotate
 from model.visibility import Visibility
 
 _SHORT = 256  # tokens
+
+Parts = tuple[Tensor, Tensor, Tensor]  # queries, keys, values
 
 
 class KVCache:
@@ -48,6 +52,8 @@ class KVCache:
 class Attention(nn.Module):
     """Multi-head self-attention with grouped key/value heads and one packed QKV matrix."""
 
+    fused: Callable[..., Any] | None = None  # set by Transformer.set_kernels
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -65,9 +71,9 @@ class Attention(nn.Module):
             config, d, sum(splits), bias=config.bias, role="hidden", row_splits=splits
         )
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.normalises_qk = config.qk_norm
+            self.q_norm = HeadNorm(config.head_dim, config.norm_eps)
+            self.k_norm = HeadNorm(config.head_dim, config.norm_eps)
+        self.normalises_qk, self.norm_eps = config.qk_norm, config.norm_eps
         self.output = Linear(config, width, d, bias=config.bias, role="residual", row_splits=(d,))
 
     def forward(
@@ -80,16 +86,36 @@ class Attention(nn.Module):
         """Map (B, T, d_model) to (B, T, d_model)."""
         batch_size, seq_len, _ = x.shape
         packed = self.qkv(x).view(batch_size, seq_len, -1, self.head_dim)  # (B, T, H+2·Hkv, hd)
-        q, k, v = packed.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
-        if self.normalises_qk:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if _is_faster_in_fp32(x):
-            q, k, v = q.float(), k.float(), v.float()
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k, v = self._split(packed, rotary)
         y = self._attend(q, k, v, visibility, cache).reshape(batch_size, seq_len, -1)
         out: Tensor = self.output(y.to(x.dtype))  # (B, T, H·hd) → (B, T, d)
         return F.dropout(out, self.residual_dropout, self.training)
+
+    def _split(self, packed: Tensor, rotary: Rotary | None) -> Parts:
+        """Return q (B, T, H, hd), k and v (B, T, Hkv, hd); q and k normalised and turned."""
+        if self.fused is not None and rotary is not None:
+            return self._split_fused(self.fused, packed, rotary)
+        sizes = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
+        q, k, v = packed.split_with_sizes(sizes, dim=2)
+        if self.normalises_qk:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if _is_faster_in_fp32(packed):
+            q, k, v = q.float(), k.float(), v.float()
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        return q, k, v
+
+    def _split_fused(self, fused: Callable[..., Parts], packed: Tensor, rotary: Rotary) -> Parts:
+        heads = {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}
+        fused = partial(fused, rotary=rotary, eps=self.norm_eps, **heads)
+        if not self.normalises_qk:
+            return fused(packed, gains=())
+
+        def inside_q_norm(packed: Tensor, q_gain: Tensor) -> Any:
+            return self.k_norm(packed, lambda packed, gain: fused(packed, gains=(q_gain, gain)))
+
+        parts: Parts = self.q_norm(packed, inside_q_norm)
+        return parts
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, cache: KVCache | None
@@ -150,7 +176,7 @@ class Attention(nn.Module):
 
 
 def _is_faster_in_fp32(x: Tensor) -> bool:
-    """Whether to train on x (B, T, d) with attention in fp32.
+    """Whether to train on x (B, T, …) with attention in fp32.
 
     The backward pass of torch's kernel for a CPU is 2 to 3 times slower in bf16 on short texts.
     """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.attention import KVCache
 from model.config import HEADS, ModelConfig
-from model.kernels import linear_cross_entropy
+from model.kernels import Kernels, linear_cross_entropy
 from model.layers import ACTIVATIONS, Linear, make_norm
 from model.presets import preset
 from model.transformer import Transformer
@@ -43,6 +43,10 @@ class Model(nn.Module):
         self.newly_initialised: list[str] = []
         self.trunk = Transformer(config)
 
+    def set_kernels(self, kernels: Kernels) -> None:
+        """Choose what computes fused operations; see `Transformer.set_kernels`."""
+        self.trunk.set_kernels(kernels)
+
 
 class LanguageModel(Model):
     """A head over the vocabulary, its matrix the token embedding's own where they are tied."""
@@ -53,6 +57,11 @@ class LanguageModel(Model):
             self.unembedding = Linear(
                 config, config.d_model, config.padded_vocab_size, bias=False, role="output"
             )
+
+    def set_kernels(self, kernels: Kernels) -> None:
+        """Choose what computes fused operations, the loss over the vocabulary among them."""
+        super().set_kernels(kernels)
+        self.kernels = kernels
 
     def output_weight(self) -> Tensor:
         """Return the output matrix (rows in memory, d_model)."""

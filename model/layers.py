@@ -69,6 +69,8 @@ def _draw_rows(weight: Tensor, used_rows: int, std: float, *, truncated: bool) -
 class RMSNorm(nn.Module):
     """x / rms(x) · weight over the last dimension (Zhang & Sennrich 2019)."""
 
+    fused: Callable[..., Any] | None = None  # set by Transformer.set_kernels
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
@@ -78,12 +80,50 @@ class RMSNorm(nn.Module):
         """Set the gain to one."""
         nn.init.ones_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (…, d) to (…, d); the mean square is taken in fp32."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """Normalise (…, d) to (…, d); the mean square is taken in fp32.
+
+        With a residual: normalise their sum, and return the normed and the sum.
+        """
+        if self.fused is not None:
+            return self.fused(x, residual, self.weight, None, self.eps, False)
+        total = x if residual is None else residual + x
+        normed = self._normed(total)
+        return normed if residual is None else (normed, total)
+
+    def _normed(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             y: Tensor = _RmsNormOnCpu.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return y
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class HeadNorm(RMSNorm):
+    """RMS norm of each query head, or of each key head.
+
+    ZeRO-3 has a parameter whole only while its own module runs, so a kernel that needs the gains of
+    both norms runs inside both: each is given what to do with its gain.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, then: Callable[[Tensor, Tensor], Any] | None = None
+    ) -> Any:
+        """Normalise (…, hd) to (…, hd), or return then(x, gain)."""
+        return super().forward(x) if then is None else then(x, self.weight)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016) that can add a residual first, as RMSNorm here."""
+
+    fused: Callable[..., Any] | None = None  # set by Transformer.set_kernels
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """Normalise (…, d) to (…, d); with a residual their sum, which is returned as well."""
+        if self.fused is not None:
+            return self.fused(x, residual, self.weight, self.bias, self.eps, True)
+        total = x if residual is None else residual + x
+        normed = super().forward(total)
+        return normed if residual is None else (normed, total)
 
 
 class _RmsNormOnCpu(torch.autograd.Function):
@@ -113,7 +153,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
     """Build the norm that the config asks for."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.d_model, config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
+    return LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -16,6 +16,16 @@ class Rotary(NamedTuple):
     cos: Tensor  # of both of a pair
     sin: Tensor  # negative for the first of a pair
 
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor) -> "Rotary":
+        """Both of a pair from cos and sin of their angle, each (B or 1, T, 1, hd/2)."""
+        return cls(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Return what `of` was given."""
+        half = self.cos.shape[-1] // 2
+        return self.cos[..., :half], self.sin[..., half:]
+
 
 def rotary_table(position_ids: Tensor, config: ModelConfig, *, local: bool = False) -> Rotary:
     """Compute the angles of (B or 1, T) positions; `local`: for layers with a sliding window.
@@ -29,8 +39,7 @@ def rotary_table(position_ids: Tensor, config: ModelConfig, *, local: bool = Fal
         config.head_dim, theta, config.rope_scaling, device=position_ids.device
     )
     angle = position_ids[..., None, None].float() * frequency
-    cos, sin = angle.cos() * scale, angle.sin() * scale  # (B, T, 1, head_dim/2)
-    return Rotary(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    return Rotary.of(angle.cos() * scale, angle.sin() * scale)  # from (B, T, 1, head_dim/2)
 
 
 def frequencies(

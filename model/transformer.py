@@ -11,7 +11,8 @@ from model import visibility
 from model.attention import Attention, KVCache, can_attend_varlen
 from model.config import ModelConfig
 from model.families import DROPS_ATTENTION_ONLY
-from model.layers import Embedding, make_mlp, make_norm
+from model.kernels import Kernels, load
+from model.layers import Embedding, HeadNorm, LayerNorm, RMSNorm, make_mlp, make_norm
 from model.memory import Recompute
 from model.rotary import Rotary, rotary_table
 from model.visibility import Documents, Visibility, document_layout
@@ -45,11 +46,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, T, d_model) to (B, T, d_model)."""
         if self.is_post_norm:
-            x = self.attention_norm(x + self._run("attention", self._attention, x, context))
-            out: Tensor = self.mlp_norm(x + self._run("mlp", self._mlp, x))
+            x = self.attention_norm(self._run("attention", self._attention, x, context), x)[0]
+            out: Tensor = self.mlp_norm(self._run("mlp", self._mlp, x), x)[0]
             return out
-        x = x + self._run("attention", self._attention, x, context)
-        return x + self._run("mlp", self._mlp, x)
+        attended = self._run("attention", self._attention, x, context)
+        return self._run("mlp", self._add_both, attended, x)
 
     def _run(self, part: Recompute, branch: Any, *arguments: Any) -> Tensor:
         if self.recompute == part and self.training:
@@ -65,8 +66,12 @@ class Block(nn.Module):
         out: Tensor = self.attention(x, rotary, context.visibility, context.cache)
         return out
 
+    def _add_both(self, attended: Tensor, x: Tensor) -> Tensor:
+        """Add to x what attention found, then what the MLP makes of the sum."""
+        normed, x = self.mlp_norm(attended, x)
+        return x + self._mlp(normed)
+
     def _mlp(self, x: Tensor) -> Tensor:
-        x = x if self.is_post_norm else self.mlp_norm(x)
         return F.dropout(self.mlp(x), self.residual_dropout, self.training)
 
 
@@ -108,6 +113,19 @@ class Transformer(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.recompute = "none" if part == "block" else part
+
+    def set_kernels(self, kernels: Kernels) -> None:
+        """Choose what computes norms, sums before norms, and rotary positions.
+
+        torch: PyTorch's operations, which `torch.compile` fuses. triton: our kernels, which change
+        rounding alone, and run on a GPU. Raises ImportError where Triton is not installed.
+        """
+        fused = load(kernels)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused = fused.split_and_turn
+            elif isinstance(module, RMSNorm | LayerNorm) and not isinstance(module, HeadNorm):
+                module.fused = fused.norm
 
     def forward(
         self,

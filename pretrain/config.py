@@ -10,6 +10,7 @@ from data_prep.batch_sizes import rises
 from data_prep.shards import Shards
 from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
+from model.kernels import Kernels
 from model.presets import preset
 from pretrain.branch import check_branch
 from pretrain.checks import check_data, check_without_data
@@ -20,6 +21,7 @@ from pretrain.sections import (
     DeepSpeed,
     Evaluate,
     Infilling,
+    Loss,
     Masking,
     Model,
     Objective,
@@ -45,6 +47,7 @@ class PretrainConfig(Config):
     objective: Objective = key("causal_lm", "What the model learns to predict")
     masking: Masking = section(Masking, "What masked objectives hide")
     pairs: Pairs = section(Pairs, "What masked_lm_nsp and masked_lm_sop pair")
+    loss: Loss = section(Loss, "What is added to the loss")
     infilling: Infilling = section(Infilling, "What fill_in_the_middle turns around")
     batch: Batch = section(Batch, "The batch")
     steps: int | None = key(None, "Length of the run; give steps or tokens", unit="steps", ge=1)
@@ -62,6 +65,10 @@ class PretrainConfig(Config):
         "bf16", "Of forward and backward; master weights are fp32 always"
     )
     compile: bool = key(False, "torch.compile each block (needs a C++ compiler on a CPU)")
+    kernels: Kernels = key(
+        "torch",
+        "Of norms, rotary positions and the loss: PyTorch's operations, or our own, in Triton (a GPU)",
+    )
     checkpoint: sections.Checkpoint = section(sections.Checkpoint, "Saving")
     evaluate: Evaluate = section(Evaluate, "Validation")
     health: sections.Health = section(sections.Health, "When to give up")
@@ -204,6 +211,7 @@ def combination(config: PretrainConfig, world_size: int) -> Combination:
         config.compile,
         hardware.device_type(config.run.device),
         world_size,
+        config.kernels,
     )
 
 

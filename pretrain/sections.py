@@ -175,6 +175,20 @@ class RampStage(Config):
     )
 
 
+class Loss(Config):
+    """What is added to the cross entropy in training; validation has none of it."""
+
+    label_smoothing: float = key(
+        0.0, "Share of each target that is spread over the whole vocabulary", ge=0, lt=1
+    )
+    z_loss: float = key(
+        0.0,
+        "Times the mean square of log Σ exp of the logits is added, which keeps them from drifting "
+        "(PaLM: 1e-4)",
+        ge=0,
+    )
+
+
 class Batch(Config):
     """How many sequences make a step."""
 
@@ -228,6 +242,7 @@ __all__ = [
     "DeepSpeed",
     "Evaluate",
     "Infilling",
+    "Loss",
     "Masking",
     "Model",
     "Objective",

@@ -13,7 +13,7 @@ from data_prep.shards import Shards
 from model import build
 from model.config import ModelConfig
 from model.flops import mfu, parameters
-from model.heads import Model
+from model.heads import LanguageModel, Model
 from model.hf.state import slots
 from model.init import parameter_groups
 from model.transformer import Block
@@ -332,6 +332,9 @@ def _build_engine(
     net.trunk.set_recompute(config.parallel.activation_checkpointing)
     net.trunk.splits_documents = not compilation.is_on
     compilation.apply(net.trunk.blocks)
+    net.set_kernels(config.kernels)
+    if isinstance(net, LanguageModel):
+        net.label_smoothing, net.z_loss = config.loss.label_smoothing, config.loss.z_loss
     is_muon = config.optim.name == "muon"
     groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
     optimizer = build_optimizer(groups, config.optim)
@@ -348,7 +351,9 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
     if problem := session.compilation.problem:
-        session.note("compile", f"compile: true, and this machine cannot: {problem}; goes on without")
+        session.note(
+            "compile", f"compile: true, and this machine cannot: {problem}; goes on without"
+        )
     report = session.loader.packing_report(session.loader.layout.by_document)
     epochs = config.batch.sizes.first(config.total_steps) / report.samples
     per_step = f"{config.positions(1):,} to " if config.batch.ramp else ""

@@ -4,6 +4,7 @@ Every optimizer goes with all of it. Torch-free: the run's own check and the pre
 the same table.
 """
 
+import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ class Combination(NamedTuple):
     compile: bool
     device: str  # cpu | cuda
     ranks: int
+    kernels: str = "torch"  # torch | triton
 
 
 class Rule(NamedTuple):
@@ -38,6 +40,11 @@ RULES = (
         "precision",
         lambda c: c.precision == "fp16" and c.device == "cpu",
         "fp16 does not run on a CPU; write bf16 or fp32",
+    ),
+    Rule(
+        "kernels",
+        lambda c: c.kernels == "triton" and c.device == "cpu",
+        "triton needs a GPU, and this run is on a CPU; write torch",
     ),
     Rule(
         "parallel.zero_stage",
@@ -127,6 +134,11 @@ def check_combination(combination: Combination) -> Iterator[Problem]:
 
 def check_tools(combination: Combination) -> Iterator[Problem]:
     """Libraries that the combination needs, and that are not on this machine."""
+    if combination.kernels == "triton" and importlib.util.find_spec("triton") is None:
+        yield Problem(
+            "kernels",
+            "triton is not installed here; run pip install 'ingot[kernels]', or write torch",
+        )
     parallel = combination.parallel
     if parallel.offload == "none" or parallel.offload_to != "nvme":
         return

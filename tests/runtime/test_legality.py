@@ -10,7 +10,7 @@ from runtime.sections import Parallel
 
 
 def problems(ranks: int = 4, **keys: Any) -> dict[str, str]:
-    given = {"precision": "bf16", "compile": False, "device": "cpu"}
+    given = {"precision": "bf16", "compile": False, "device": "cpu", "kernels": "torch"}
     given |= {name: keys.pop(name) for name in given.keys() & keys.keys()}
     found = check_combination(Combination(Parallel(**keys), ranks=ranks, **given))  # type: ignore[arg-type]
     return {problem.key: problem.message for problem in found}
@@ -21,6 +21,7 @@ NVME = {"offload_to": "nvme", "nvme_path": "/mnt/nvme"}
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"precision": "fp16"}, "precision", "write bf16 or fp32"),
+    ({"kernels": "triton"}, "kernels", "needs a GPU, and this run is on a CPU; write torch"),
     ({"zero_stage": 0}, "parallel.zero_stage", "stage 0 with bf16"),
     ({"zero_stage": 0, "precision": "fp32", "offload": "optimizer"}, "parallel.offload", "1, 2"),
     ({"zero_stage": 2, "offload": "all"}, "parallel.offload", "stage 2 keeps whole parameters"),

@@ -1,0 +1,1 @@
+"""Fused operations against their references."""

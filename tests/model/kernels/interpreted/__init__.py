@@ -1,0 +1,1 @@
+"""Kernels in Triton's interpreter, in fp32 and fp64: its bf16 is silently wrong."""

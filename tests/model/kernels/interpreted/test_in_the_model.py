@@ -1,0 +1,68 @@
+"""The whole model with kernels, against itself without."""
+
+import pytest
+import torch
+
+from model import ModelConfig, build
+from model.kernels.launching import IS_INTERPRETED
+from tests.model.kernels.interpreted.closeness import assert_close
+
+SHAPE = {"n_layers": 2, "n_heads": 4, "d_model": 48, "vocab_size": 61, "max_seq_len": 32}
+MODELS = {
+    "gpt2": ModelConfig(family="gpt2", dropout=0.0, **SHAPE),
+    "bert": ModelConfig(family="bert", dropout=0.0, **SHAPE),  # norms after the sums
+    "llama": ModelConfig(family="llama", n_kv_heads=2, **SHAPE),
+    "qwen3": ModelConfig(family="qwen3", n_kv_heads=2, head_dim=16, **SHAPE),  # QK norm
+    "modernbert": ModelConfig(family="modernbert", dropout=0.0, **{**SHAPE, "n_layers": 4}),
+    "unturned": ModelConfig(family="custom", positions="learned", qk_norm=True, **SHAPE),
+}
+
+
+def new_net(name):
+    torch.manual_seed(4)
+    net = build(MODELS[name]).train()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.3)
+    return net
+
+
+def step(net, ids):
+    loss = net(ids, targets=ids).loss
+    loss.backward()
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    return [loss.detach(), *gradients]
+
+
+def test_the_interpreter_runs():
+    assert IS_INTERPRETED
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_change_rounding_alone(name):
+    net, ids = new_net(name), torch.randint(0, 61, (2, 5))
+    want = step(net, ids)
+    net.trunk.set_kernels("triton")
+    assert_close(step(net, ids), want, 1e-4)
+    net.trunk.set_kernels("torch")
+    assert all(torch.equal(a, b) for a, b in zip(step(net, ids), want, strict=True))
+
+
+@pytest.mark.parametrize("part", ["block", "attention", "mlp"])
+def test_what_is_computed_again_comes_out_the_same(part):
+    net, ids = new_net("qwen3"), torch.randint(0, 61, (2, 5))
+    net.trunk.set_kernels("triton")
+    want = step(net, ids)
+    net.trunk.set_recompute(part)
+    assert all(torch.equal(a, b) for a, b in zip(step(net, ids), want, strict=True))
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_compiled_blocks_have_no_breaks(name):
+    net, ids = new_net(name), torch.randint(0, 61, (2, 5))
+    net.trunk.splits_documents = False
+    net.trunk.set_kernels("triton")
+    want = step(net, ids)
+    for block in net.trunk.blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    assert_close(step(net, ids), want, 1e-5)
