@@ -49,7 +49,14 @@ class Model(nn.Module):
 
 
 class LanguageModel(Model):
-    """A head over the vocabulary, its matrix the token embedding's own where they are tied."""
+    """A head over the vocabulary, its matrix the token embedding's own where they are tied.
+
+    Set from outside, for training alone: `label_smoothing`, `z_loss` (see `linear_cross_entropy`).
+    """
+
+    label_smoothing = 0.0
+    z_loss = 0.0
+    kernels: Kernels = "torch"  # set by `set_kernels`
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -85,21 +92,20 @@ class LanguageModel(Model):
 
     def _score(self, hidden: Tensor, targets: Tensor) -> Output:
         """Loss of hidden states (N, d) at targets (N,); outside training also how many are hit."""
-        if not self.training:
-            logits = self._logits(hidden)
-            hits = (logits.argmax(-1) == targets).sum()
-            loss = cross_entropy(logits, targets)
-            return Output(loss=loss, token_loss=loss, n_correct=hits)
-        loss = linear_cross_entropy.reference(
+        found = linear_cross_entropy.loss(
             hidden,
             self.output_weight(),
             targets,
             bias=self.output_bias_in_memory(),
             vocab_size=self.config.vocab_size,
             softcap=self.config.logit_softcap,
+            label_smoothing=self.label_smoothing if self.training else 0.0,
+            z_loss=self.z_loss if self.training else 0.0,
             ignore_index=IGNORE_INDEX,
+            counts_correct=not self.training,
+            kernels=self.kernels,
         )
-        return Output(loss=loss, token_loss=loss)
+        return Output(loss=found.loss, token_loss=found.loss, n_correct=found.n_correct)
 
 
 class CausalLM(LanguageModel):
@@ -126,7 +132,7 @@ class CausalLM(LanguageModel):
         labels: (B, T) as in Hugging Face: the input ids themselves, shifted here, -100 not
         predicted.
         targets: (B, T) next tokens, already aligned with the inputs, -100 not predicted; then the
-        logits are None, and are never held in memory where the fused kernel runs.
+        logits are None, and are never held in memory at once.
         rows: (N,) int64, where in the flattened targets those to predict are; without it the loss
         goes over all of them. Without targets or labels: the places whose logits (N, V) are wanted.
         The loss is an fp32 mean over the predicted tokens. The rest as in `Transformer.forward`.

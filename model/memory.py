@@ -9,6 +9,7 @@ of GPT-2 comes to 16·d_model numbers per token: their 34·s·b·h bytes less tw
 
 from typing import Literal, NamedTuple, get_args
 
+from model import chunks
 from model.config import ModelConfig
 from model.families import DROPS_ATTENTION_ONLY, OF_TEXT
 from model.flops import parameters
@@ -27,7 +28,7 @@ class Memory(NamedTuple):
     optimizer: float  # fp32 master weights and moments
     activations: float  # kept for the backward pass
     recomputed: float  # of the layer that the backward pass has come to
-    logits: float  # scores over the vocabulary and their gradient, gone before the first layer's
+    logits: float  # of the loss over the vocabulary, gone before the first layer's gradients
 
     @property
     def total(self) -> float:
@@ -59,7 +60,7 @@ def training_memory(
     recompute: Recompute = "none",
     zero_stage: int = 1,
     n_devices: int = 1,
-    fused_loss: bool = False,
+    device_type: str = "cuda",
     moments: int = 2,
 ) -> Memory:
     """Bytes of a training step on one of `n_devices`.
@@ -67,7 +68,8 @@ def training_memory(
     seq_len, batch_size: tokens per row and rows of one micro-batch. dtype: of weights, gradients
     and activations: "fp32", "bf16" or "fp16". predicted_fraction: as in `flops_per_token`.
     recompute: as in `Transformer.set_recompute`. zero_stage: 1 divides the optimizer's states among
-    the devices, 2 the gradients too, 3 the weights too. fused_loss: the scores are never held.
+    the devices, 2 the gradients too, 3 the weights too. device_type: cuda or cpu, which cut the
+    scores into chunks of different sizes.
     moments: of the optimizer: Adam has two, Lion one.
     Raises `ValueError` for a head that the family does not have.
     """
@@ -84,14 +86,16 @@ def training_memory(
         predicted_fraction=predicted_fraction,
         recompute=recompute,
     )
-    scores = 0.0 if fused_loss else logit_bytes_per_token(config, head, predicted_fraction)
+    scored = loss_memory(
+        config, round(predicted_fraction * tokens), dtype=dtype, head=head, device_type=device_type
+    )
     return Memory(
         size * width / weights,
         size * width / gradients,
         size * optimizer / states,
         tokens * kept,
         tokens * recomputed_bytes_per_token(config, dtype, recompute),
-        tokens * scores,
+        scored.total,
     )
 
 
@@ -123,18 +127,42 @@ def recomputed_bytes_per_token(
     return max(layer.inside(recompute) for layer in layers)
 
 
-def logit_bytes_per_token(
-    config: ModelConfig, head: str | None = None, predicted_fraction: float = 1.0
-) -> float:
-    """Bytes per token of the scores over the vocabulary at their peak, in the backward pass.
+class LossMemory(NamedTuple):
+    """Bytes of the loss over the vocabulary, as `model.kernels.linear_cross_entropy` has them."""
 
-    Log-probabilities, their gradient and that of the scores, all in fp32 whatever the dtype is: a
-    16-bit gradient is made of the last when the others are gone. Heads of a few classes count for
-    nothing.
+    matrix: float  # the fp32 gradient of the output matrix, until the backward pass begins
+    hidden: float  # that of the hidden states, there before they can be let go of
+    scores: float  # a chunk's, or what follows after the last chunk where that is more
+
+    @property
+    def total(self) -> float:
+        """What is there at once, besides the hidden states."""
+        return sum(self)
+
+
+def loss_memory(
+    config: ModelConfig,
+    n_rows: int,
+    *,
+    dtype: str = "bf16",
+    head: str | None = None,
+    device_type: str = "cuda",
+) -> LossMemory:
+    """Bytes of the scores of `n_rows` tokens and of their gradients, a chunk at a time.
+
+    Heads of a few classes count for nothing.
     """
     if (head or config.lm_head) not in ("causal_lm", "masked_lm", "pretraining"):
-        return 0.0
-    return predicted_fraction * config.vocab_size * 3 * BYTES["fp32"]
+        return LossMemory(0, 0, 0)
+    size, n_classes = BYTES[dtype], config.padded_vocab_size
+    matrix, hidden = n_classes * config.d_model, n_rows * config.d_model * size
+    chunk = chunks.equal(n_rows, chunks.chunk_rows(device_type, n_classes))
+    block = min(chunk, chunks.block_rows(device_type, n_classes))
+    copies = 4 * block * n_classes * (1 if dtype == "fp32" else 2)  # in fp32, and log-probabilities
+    # A 16-bit product is added to the sum on a CPU; a GPU has one that adds.
+    product = matrix * size if device_type == "cpu" and dtype != "fp32" else 0
+    scores = chunk * n_classes * size + max(copies, product)
+    return LossMemory(4 * matrix, hidden, max(scores, matrix * size + hidden))
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, dtype: str = "bf16") -> int:

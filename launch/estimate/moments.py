@@ -12,7 +12,7 @@ from model.flops import parameters, parts
 from model.memory import (
     BYTES,
     activation_bytes_per_token,
-    logit_bytes_per_token,
+    loss_memory,
     recomputed_bytes_per_token,
 )
 from runtime.deepspeed_config import deepspeed_config
@@ -91,7 +91,13 @@ def held(
     group = max(matrices, decayed - matrices) if is_muon else decayed
     kept, again = _activations(model, layout, head, predicted_fraction, is_cpu=is_cpu)
     tokens = layout.micro_tokens
-    scores = logit_bytes_per_token(model, head, predicted_fraction)
+    scored = loss_memory(
+        model,
+        round(predicted_fraction * tokens),
+        dtype=layout.precision,
+        head=head,
+        device_type="cpu" if is_cpu else "cuda",
+    )
     zero = deepspeed_config(
         Parallel(),
         "bf16",
@@ -116,9 +122,9 @@ def held(
         (8 * size - 4 * (size if is_lion else matrices if is_muon else 0)) / layout.state_ranks,
         tokens * kept,
         tokens * again,
-        tokens * scores,
+        scored.total,
         float(tokens * model.d_ff * width),
-        float(predicted_fraction * tokens * model.vocab_size * 4),
+        min(scored.matrix, scored.scores),
         float(zero["reduce_bucket_size"]),
         min(float(size), float(zero["stage3_max_live_parameters"])),
         layout.n_ranks,
