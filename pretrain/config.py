@@ -67,7 +67,7 @@ class PretrainConfig(Config):
     compile: bool = key(False, "torch.compile each block (needs a C++ compiler on a CPU)")
     kernels: Kernels = key(
         "torch",
-        "Of norms, rotary positions and the loss: PyTorch's operations, or our own, in Triton (a GPU)",
+        "Of norms, rotary positions and loss: PyTorch's operations, or our own, in Triton (a GPU)",
     )
     checkpoint: sections.Checkpoint = section(sections.Checkpoint, "Saving")
     evaluate: Evaluate = section(Evaluate, "Validation")

@@ -21,7 +21,6 @@ def load(kernels: Kernels) -> Fused:
     if kernels == "torch":
         return Fused()
     try:
-        import model.kernels.cross_entropy_rows_triton  # by linear_cross_entropy, when it is asked
         from model.kernels.norm import norm
         from model.kernels.rotary import split_and_turn
     except ImportError as error:

@@ -70,10 +70,7 @@ def _kernel(
     if counts == 0.0:  # ignored: its logits may be anything
         tl.store(losses + row, counts)
         if WITH_GRADIENT:
-            for start in range(0, n_columns, BLOCK):
-                at = start + columns
-                zero = tl.zeros((BLOCK,), logits.dtype.element_ty)
-                tl.store(logits + at, zero, mask=at < n_columns)
+            _clear(logits, columns, n_columns, BLOCK)
         return
     # Of each lane its own maximum and sum, which are joined at the end.
     top = tl.full((BLOCK,), float("-inf"), COMPUTE)
@@ -99,18 +96,25 @@ def _kernel(
         found += smoothing * (log_sum - tl.sum(plain, 0) / n_classes)
     tl.store(losses + row, found * counts)
     if WITH_GRADIENT:
-        weight = 1.0 + 2.0 * z_loss * log_sum
+        slope = counts * (1.0 + 2.0 * z_loss * log_sum)
+        spread = counts * smoothing / n_classes
         for start in range(0, n_columns, BLOCK):
             at = start + columns
             x = _scores(logits, at, n_columns, n_classes, cap, SOFTCAP, COMPUTE)
-            slope = counts
+            grad = slope * tl.exp(x - log_sum) - tl.where(at == target, counts * keep, 0.0)
+            grad = tl.where(at < n_classes, grad - spread, 0.0)
             if SOFTCAP > 0:
                 part = tl.where(at < n_classes, x / cap, 0.0)
-                slope = counts * (1.0 - part * part)
-            grad = weight * tl.exp(x - log_sum) - tl.where(at == target, keep, 0.0)
-            if SMOOTHING > 0:
-                grad -= tl.where(at < n_classes, smoothing / n_classes, 0.0)
-            tl.store(logits + at, grad * slope, mask=at < n_columns)
+                grad *= 1.0 - part * part  # of tanh
+            tl.store(logits + at, grad, mask=at < n_columns)
+
+
+@triton.jit
+def _clear(logits, columns, n_columns, BLOCK: tl.constexpr):
+    for start in range(0, n_columns, BLOCK):
+        at = start + columns
+        zeros = tl.zeros((BLOCK,), logits.dtype.element_ty)
+        tl.store(logits + at, zeros, mask=at < n_columns)
 
 
 @triton.jit

@@ -158,9 +158,10 @@ def _forward(
         rows = slice(start, start + size)
         chunk = hidden[rows]
         scores = buffer[: len(chunk)]
-        torch.mm(chunk, weight.t(), out=scores)
-        if bias is not None:
-            scores += bias
+        if bias is None:
+            torch.mm(chunk, weight.t(), out=scores)
+        else:
+            torch.addmm(bias, chunk, weight.t(), out=scores)  # rounded once
         if counts_correct:
             guessed = scores[:, :vocab_size].argmax(-1)
             n_correct += ((guessed == targets[rows]) & is_kept[rows]).sum()
