@@ -30,7 +30,7 @@ def rows_(
     targets = targets.where(share > 0, 0)
     found = [
         _block_(*parts, loss, with_gradient=with_gradient)
-        for parts in zip(logits.split(size), targets.split(size), share.split(size), strict=True)
+        for parts in zip(*(torch.split(x, size) for x in (logits, targets, share)), strict=True)
     ]
     return torch.cat(found)
 

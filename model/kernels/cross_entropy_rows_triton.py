@@ -87,9 +87,7 @@ def _kernel(
             plain += tl.where(at < n_classes, x, 0.0)
     highest = tl.max(top, 0)
     log_sum = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
-    at_target = tl.load(logits + target).to(COMPUTE)
-    if SOFTCAP > 0:
-        at_target = _capped(at_target, cap)
+    at_target = _scores(logits, target, n_columns, n_classes, cap, SOFTCAP, COMPUTE)
     keep = 1.0 - smoothing
     found = keep * (log_sum - at_target) + z_loss * log_sum * log_sum
     if SMOOTHING > 0:

@@ -7,7 +7,7 @@ the matrix, so that the backward pass has nothing left to do but scale (after Hs
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +186,8 @@ def _rows_of(kernels: str) -> Callable[..., Tensor]:
         return cross_entropy_rows.rows_
     from model.kernels import cross_entropy_rows_triton
 
-    return cross_entropy_rows_triton.rows_
+    found: Callable[..., Tensor] = cross_entropy_rows_triton.rows_
+    return found
 
 
 class _Gradients:
@@ -213,7 +214,9 @@ class _Gradients:
             _add_product(self.weight, d_scores.t(), chunk)
         if self._needs[2]:
             # In blocks: torch copies on a CPU what it adds up in another precision.
-            for block in d_scores.split(chunks.block_rows(chunk.device.type, len(self.bias))):
+            for block in torch.split(
+                d_scores, chunks.block_rows(chunk.device.type, len(self.bias))
+            ):
                 self.bias += block.sum(0, dtype=self.bias.dtype)
 
 
@@ -254,14 +257,14 @@ def _(
     return scalar, n_correct, grads.hidden, grads.weight, grads.bias, torch.empty_like(scalar)
 
 
-def _keep(ctx, inputs, output) -> None:
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     hidden, weight, _, bias, *_, needs, _, _ = inputs
     ctx.save_for_backward(*output[2:])
     ctx.needs = needs
     ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
 
 
-def _backward(ctx, grad, *_):
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     *gradients, unit = ctx.saved_tensors
     found = [
         _scaled(gradient, grad * unit, dtype) if is_needed else None
@@ -279,7 +282,8 @@ _forward.register_autograd(_backward, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.ingot.linear_cross_entropy)
-def _flops(hidden_shape, weight_shape, *arguments, out_shape=None, **more) -> int:
+def _flops(hidden: list[int], weight: list[int], *arguments: Any, **more: Any) -> int:
     """Of one matrix product forward, and one for each gradient that is made with it."""
     needs = arguments[-3]
-    return 2 * hidden_shape[0] * weight_shape[0] * weight_shape[1] * (1 + needs[0] + needs[1])
+    products: int = 1 + needs[0] + needs[1]
+    return 2 * hidden[0] * weight[0] * weight[1] * products
