@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_the_kernels_are_their_references() -> None:
     """Triton reads TRITON_INTERPRET when it is imported, and here it may be already."""
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted")]

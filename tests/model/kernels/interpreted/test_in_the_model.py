@@ -1,7 +1,10 @@
 """The whole model with kernels, against itself without."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import ModelConfig, build
 from model.kernels.launching import IS_INTERPRETED
@@ -16,6 +19,27 @@ MODELS = {
     "modernbert": ModelConfig(family="modernbert", dropout=0.0, **{**SHAPE, "n_layers": 4}),
     "unturned": ModelConfig(family="custom", positions="learned", qk_norm=True, **SHAPE),
 }
+# Norms and rotary operations of one forward pass.
+LAUNCHES = {
+    "gpt2": (5, 0),
+    "bert": (5, 0),
+    "llama": (5, 2),
+    "qwen3": (5, 2),
+    "modernbert": (9, 4),
+    "unturned": (5, 0),
+}
+
+
+class Counting(TorchDispatchMode):
+    """Counts our operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        self.seen[str(function)] += 1
+        return function(*arguments, **(named or {}))
 
 
 def new_net(name):
@@ -43,7 +67,11 @@ def test_kernels_change_rounding_alone(name):
     net, ids = new_net(name), torch.randint(0, 61, (2, 5))
     want = step(net, ids)
     net.trunk.set_kernels("triton")
-    assert_close(step(net, ids), want, 1e-4)
+    with Counting() as counting:
+        assert_close(step(net, ids), want, 1e-4)
+    for operation, launches in zip(("norm", "split_and_turn"), LAUNCHES[name], strict=True):
+        assert counting.seen[f"ingot.{operation}.default"] == launches
+        assert counting.seen[f"ingot.{operation}_backward.default"] == launches
     net.trunk.set_kernels("torch")
     assert all(torch.equal(a, b) for a, b in zip(step(net, ids), want, strict=True))
 
