@@ -28,10 +28,8 @@ def rows_(
     """
     size = block_rows(logits.device.type, logits.shape[1])
     targets = targets.where(share > 0, 0)
-    found = [
-        _block_(*parts, loss, with_gradient=with_gradient)
-        for parts in zip(*(torch.split(x, size) for x in (logits, targets, share)), strict=True)
-    ]
+    blocks = zip(*(torch.split(x, size) for x in (logits, targets, share)), strict=True)
+    found = [_block_(x, at, counts, loss, with_gradient=with_gradient) for x, at, counts in blocks]
     return torch.cat(found)
 
 

@@ -88,8 +88,7 @@ def _kernel(
     highest = tl.max(top, 0)
     log_sum = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
     at_target = _scores(logits, target, n_columns, n_classes, cap, SOFTCAP, COMPUTE)
-    keep = 1.0 - smoothing
-    found = keep * (log_sum - at_target) + z_loss * log_sum * log_sum
+    found = (1.0 - smoothing) * (log_sum - at_target) + z_loss * log_sum * log_sum
     if SMOOTHING > 0:
         found += smoothing * (log_sum - tl.sum(plain, 0) / n_classes)
     tl.store(losses + row, found * counts)
@@ -99,7 +98,9 @@ def _kernel(
         for start in range(0, n_columns, BLOCK):
             at = start + columns
             x = _scores(logits, at, n_columns, n_classes, cap, SOFTCAP, COMPUTE)
-            grad = slope * tl.exp(x - log_sum) - tl.where(at == target, counts * keep, 0.0)
+            grad = slope * tl.exp(x - log_sum) - tl.where(
+                at == target, counts * (1.0 - smoothing), 0.0
+            )
             grad = tl.where(at < n_classes, grad - spread, 0.0)
             if SOFTCAP > 0:
                 part = tl.where(at < n_classes, x / cap, 0.0)
