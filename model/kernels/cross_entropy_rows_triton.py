@@ -98,10 +98,8 @@ def _kernel(
         for start in range(0, n_columns, BLOCK):
             at = start + columns
             x = _scores(logits, at, n_columns, n_classes, cap, SOFTCAP, COMPUTE)
-            grad = slope * tl.exp(x - log_sum) - tl.where(
-                at == target, counts * (1.0 - smoothing), 0.0
-            )
-            grad = tl.where(at < n_classes, grad - spread, 0.0)
+            wanted = tl.where(at == target, counts * (1.0 - smoothing), 0.0) + spread
+            grad = tl.where(at < n_classes, slope * tl.exp(x - log_sum) - wanted, 0.0)
             if SOFTCAP > 0:
                 part = tl.where(at < n_classes, x / cap, 0.0)
                 grad *= 1.0 - part * part  # of tanh
