@@ -181,7 +181,7 @@ def _is_faster_in_fp32(x: Tensor) -> bool:
     The backward pass of torch's kernel for a CPU is 2 to 3 times slower in bf16 on short texts.
     """
     is_short = x.device.type == "cpu" and x.shape[1] <= _SHORT
-    return is_short and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return is_short and torch.is_grad_enabled()
 
 
 def can_attend_varlen(x: Tensor, config: ModelConfig, *, training: bool) -> bool:

@@ -64,7 +64,11 @@ class PretrainConfig(Config):
     precision: sections.Precision = key(
         "bf16", "Of forward and backward; master weights are fp32 always"
     )
-    compile: bool = key(False, "torch.compile each block (needs a C++ compiler on a CPU)")
+    compile: bool = key(
+        False,
+        "torch.compile each block, with a cache in the run directory; where that does not work (on "
+        "a CPU it needs a C++ compiler) the run says so and goes on without",
+    )
     kernels: Kernels = key(
         "torch",
         "Of norms, rotary positions and loss: PyTorch's operations, or our own, in Triton (a GPU)",

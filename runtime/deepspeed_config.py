@@ -49,8 +49,7 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The complete DeepSpeed configuration of a run; `extra` is merged last.
 
-    largest_parameter, parameters: elements of one, and of all. swap_directory: this run's own, for
-    what is kept on disk.
+    largest_parameter, parameters: elements of one, of all. swap_directory: this run's own, on disk.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,

@@ -1,5 +1,6 @@
 """A step of ours: as `python -m pretrain` builds it, and the same model in a bare loop."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from pretrain import session
 from pretrain.config import PretrainConfig
 from pretrain.objectives.batch import Counts, weighted
 from runtime import dist
+from runtime.compilation import Compilation
 
 
 def config_of(work: Work, precision: str, *, compiles: bool, zero_stage: int = 1) -> PretrainConfig:
@@ -38,7 +40,8 @@ def engine(work: Work, options: dict[str, Any], orders: Orders, device: torch.de
 
     orders.imported(compiles=options["compile"])
     config = config_of(work, options["precision"], compiles=options["compile"])
-    built = session._build_engine(config, work.config(), "causal_lm", ranks)
+    compilation = Compilation(Path(options["folder"]), ranks, is_wanted=options["compile"])
+    built = session._build_engine(config, work.config(), "causal_lm", ranks, compilation)
     share = weighted(Counts(work.batch_size * work.seq_len, 0, 0, 0))
     number = 0
     orders.ready()
