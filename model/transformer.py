@@ -79,11 +79,13 @@ class Transformer(nn.Module):
     """Token ids (B, T) to hidden states (B, T, d_model).
 
     Set from outside, without effect on results: `unpads` (drop padding before the first layer),
-    `splits_documents` (on a CPU, attend within documents; a compiled block wants masks).
+    `splits_documents` (on a CPU, attend within documents; a compiled block wants masks),
+    `attends_varlen` (on a GPU, give the kernel the documents' bounds, and not a mask).
     """
 
     unpads = True
     splits_documents = True
+    attends_varlen = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -229,7 +231,8 @@ class Transformer(nn.Module):
             is_split = self.splits_documents and not torch.compiler.is_compiling()
             if is_split and x.device.type == "cpu":
                 return visibility.by_length(self.config, cu_seqlens, seq_len, prefix=prefix_mask)
-            if prefix_mask is None and can_attend_varlen(x, self.config, training=self.training):
+            can_varlen = can_attend_varlen(x, self.config, training=self.training)
+            if prefix_mask is None and self.attends_varlen and can_varlen:
                 return Visibility(self.config.causal, cu_seqlens=_with_row_ends(cu_seqlens, x))
         return visibility.masked(
             self.config,

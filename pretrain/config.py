@@ -10,6 +10,7 @@ from data_prep.batch_sizes import rises
 from data_prep.shards import Shards
 from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
+from model.families import AttentionBackend
 from model.kernels import Kernels
 from model.presets import preset
 from pretrain.branch import check_branch
@@ -68,6 +69,11 @@ class PretrainConfig(Config):
         False,
         "torch.compile each block, with a cache in the run directory; where that does not work (on "
         "a CPU it needs a C++ compiler) the run says so and goes on without",
+    )
+    attention: AttentionBackend = key(
+        "auto",
+        "What computes attention. auto: by a table, told when the run starts; the others have no "
+        "way out where they cannot take a shape",
     )
     kernels: Kernels = key(
         "torch",
@@ -216,6 +222,7 @@ def combination(config: PretrainConfig, world_size: int) -> Combination:
         hardware.device_type(config.run.device),
         world_size,
         config.kernels,
+        config.attention,
     )
 
 

@@ -10,15 +10,12 @@ from typing import Any
 from data_prep.loader import Loader
 from data_prep.run_order import write_order
 from data_prep.shards import Shards
-from model import build
 from model.config import ModelConfig
 from model.flops import mfu, parameters
-from model.heads import LanguageModel, Model
-from model.hf.state import slots
-from model.init import parameter_groups
-from model.transformer import Block
+from model.heads import Model
 from pretrain.architecture import check_architecture
 from pretrain.branch import key_of, rate_notes, stored_config
+from pretrain.build import attention_choice, build_engine
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
@@ -33,19 +30,15 @@ from runtime import dist, provenance
 from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.saver import Saver
 from runtime.compilation import Compilation
-from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
-from runtime.engine import Engine, StepResult, partitioned_construction
+from runtime.engine import Engine, StepResult
 from runtime.health import Health, Verdict
 from runtime.metrics import Clock, MetricsLog, device_name, record_event
-from runtime.optim import build_optimizer
 from runtime.progress import Progress
 from runtime.run_directory import (
     describe_run,
     prepare_run_directory,
-    swap_directory,
 )
-from runtime.seed import seed_initialisation
 from runtime.sinks import Histogram, open_sinks
 
 
@@ -220,7 +213,7 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         check_architecture(model_config, checkpoint, key_of(config, checkpoint.path))
     iter(loader)  # workers start while the engine is built
     compilation = Compilation(config.run_dir, ranks, is_wanted=config.compile)
-    engine = _build_engine(config, model_config, objective.head, ranks, compilation)
+    engine = build_engine(config, model_config, objective.head, ranks, compilation)
     progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
     session = Session(
         config,
@@ -303,45 +296,6 @@ def _devnull() -> Any:
     return Path(os.devnull).open("w")  # open as long as the run lives
 
 
-def _build_engine(
-    config: PretrainConfig,
-    model_config: ModelConfig,
-    head: str,
-    ranks: Ranks,
-    compilation: Compilation,
-) -> Engine:
-    """Build a model with new weights under its engine; a checkpoint's are read in slices."""
-    sizes = [math.prod(slot.shape) for slot in slots(model_config, head)]
-    settings = deepspeed_config(
-        config.parallel,
-        config.precision,
-        micro_batch_size=config.micro_batch_size(ranks.world_size),
-        accumulation_steps=config.accumulation_steps(ranks.world_size),
-        world_size=ranks.world_size,
-        max_grad_norm=config.optim.max_grad_norm,
-        device_type=ranks.device.type,
-        extra=config.deepspeed.extra,
-        largest_parameter=max(sizes),
-        parameters=sum(sizes),
-        swap_directory=swap_directory(config.parallel, config.run_dir),
-    )
-    seed_initialisation(config.run.seed)
-    with partitioned_construction(settings, ranks):
-        net = build(model_config, head=head)
-    net.to(ranks.device)
-    net.trunk.set_recompute(config.parallel.activation_checkpointing)
-    net.trunk.splits_documents = not compilation.is_on
-    compilation.apply(net.trunk.blocks)
-    net.set_kernels(config.kernels)
-    if isinstance(net, LanguageModel):
-        net.label_smoothing, net.z_loss = config.loss.label_smoothing, config.loss.z_loss
-    is_muon = config.optim.name == "muon"
-    groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
-    optimizer = build_optimizer(groups, config.optim)
-    whole = [Block] if compilation.is_on else []
-    return Engine(net, optimizer, settings, ranks, gathered_whole=whole)
-
-
 def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
     config, ranks, say = session.config, session.ranks, session.progress.say
     say(
@@ -350,6 +304,7 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{config.objective}; {config.precision}, {config.parallel}, "
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
+    say(str(attention_choice(config, session.model_config, ranks.device)))
     if problem := session.compilation.problem:
         session.note(
             "compile", f"compile: true, and this machine cannot: {problem}; goes on without"

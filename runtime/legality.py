@@ -25,6 +25,7 @@ class Combination(NamedTuple):
     device: str  # cpu | cuda
     ranks: int
     kernels: str = "torch"  # torch | triton
+    attention: str = "auto"  # auto | cudnn | flash | efficient | math
 
 
 class Rule(NamedTuple):
@@ -45,6 +46,18 @@ RULES = (
         "kernels",
         lambda c: c.kernels == "triton" and c.device == "cpu",
         "triton needs a GPU, and this run is on a CPU; write torch",
+    ),
+    Rule(
+        "attention",
+        lambda c: c.attention not in ("auto", "math") and c.device == "cpu",
+        "{attention} needs a GPU, and this run is on a CPU; write auto",
+    ),
+    Rule(
+        "attention",
+        lambda c: (
+            c.attention in ("cudnn", "flash") and c.device == "cuda" and c.precision == "fp32"
+        ),
+        "{attention} takes 16-bit numbers alone; write auto, or precision: bf16",
     ),
     Rule(
         "parallel.zero_stage",

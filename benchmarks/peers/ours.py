@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.peers.orders import Orders
 from benchmarks.peers.shapes import BETAS, LR, MAX_GRAD_NORM, WEIGHT_DECAY, Work
-from pretrain import session
+from pretrain.build import build_engine
 from pretrain.config import PretrainConfig
 from pretrain.objectives.batch import Counts, weighted
 from runtime import dist
@@ -41,7 +41,7 @@ def engine(work: Work, options: dict[str, Any], orders: Orders, device: torch.de
     orders.imported(compiles=options["compile"])
     config = config_of(work, options["precision"], compiles=options["compile"])
     compilation = Compilation(Path(options["folder"]), ranks, is_wanted=options["compile"])
-    built = session._build_engine(config, work.config(), "causal_lm", ranks, compilation)
+    built = build_engine(config, work.config(), "causal_lm", ranks, compilation)
     share = weighted(Counts(work.batch_size * work.seq_len, 0, 0, 0))
     number = 0
     orders.ready()

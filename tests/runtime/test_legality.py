@@ -11,6 +11,7 @@ from runtime.sections import Parallel
 
 def problems(ranks: int = 4, **keys: Any) -> dict[str, str]:
     given = {"precision": "bf16", "compile": False, "device": "cpu", "kernels": "torch"}
+    given["attention"] = "auto"
     given |= {name: keys.pop(name) for name in given.keys() & keys.keys()}
     found = check_combination(Combination(Parallel(**keys), ranks=ranks, **given))  # type: ignore[arg-type]
     return {problem.key: problem.message for problem in found}
@@ -22,6 +23,12 @@ NVME = {"offload_to": "nvme", "nvme_path": "/mnt/nvme"}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"precision": "fp16"}, "precision", "write bf16 or fp32"),
     ({"kernels": "triton"}, "kernels", "needs a GPU, and this run is on a CPU; write torch"),
+    ({"attention": "flash"}, "attention", "needs a GPU, and this run is on a CPU; write auto"),
+    (
+        {"attention": "cudnn", "precision": "fp32", "device": "cuda"},
+        "attention",
+        "takes 16-bit numbers alone",
+    ),
     ({"zero_stage": 0}, "parallel.zero_stage", "stage 0 with bf16"),
     ({"zero_stage": 0, "precision": "fp32", "offload": "optimizer"}, "parallel.offload", "1, 2"),
     ({"zero_stage": 2, "offload": "all"}, "parallel.offload", "stage 2 keeps whole parameters"),

@@ -1,0 +1,94 @@
+"""Which kernel computes attention: chosen by a table, told at the start, and overridable.
+
+The table is of others' measurements until this project has its own on each card.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from model.config import ModelConfig
+from model.families import AttentionBackend
+
+# Below this cuDNN's attention is not torch's first choice, for good reasons (transformers#48163).
+_LEAST_CUDNN = 91500
+_HOPPER, _AMPERE = 90, 80
+
+
+class Machine(NamedTuple):
+    """What the choice depends on, besides the model."""
+
+    device_type: str  # cpu | cuda
+    capability: int = 0  # of the GPU: 80, 90, …
+    cudnn: int = 0  # its version, as torch tells it
+
+    @classmethod
+    def here(cls, device: torch.device) -> "Machine":
+        """Describe the machine that a tensor on `device` is on."""
+        if device.type != "cuda":
+            return cls(device.type)
+        major, minor = torch.cuda.get_device_capability(device)
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        return cls("cuda", 10 * major + minor, cudnn or 0)
+
+
+class Choice(NamedTuple):
+    """What computes attention, and why."""
+
+    backend: AttentionBackend
+    told: str  # in a run's introduction
+    because: str
+    is_asked_for: bool = False
+
+    def __str__(self) -> str:
+        """As a run's introduction says it."""
+        return f"attention: {self.told}, because {self.because}"
+
+
+def choose(
+    wanted: AttentionBackend,
+    machine: Machine,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    packs_documents: bool,
+) -> Choice:
+    """Choose for a model in this precision; packs_documents: rows hold isolated documents."""
+    if wanted != "auto":
+        return Choice(wanted, wanted, f"attention: {wanted} asks for it", is_asked_for=True)
+    if machine.device_type != "cuda":
+        rows = ", document by document" if packs_documents else ""
+        return Choice("auto", f"torch's kernel for CPUs{rows}", "there is no GPU")
+    if dtype == torch.float32:
+        return Choice("efficient", "memory-efficient", "flash and cuDNN take 16-bit numbers alone")
+    if packs_documents and not config.dropout and config.head_dim % 8 == 0:
+        return Choice("flash", "flash, varlen", "rows hold documents, whose bounds it takes")
+    if machine.capability >= _HOPPER and machine.cudnn >= _LEAST_CUDNN:
+        why = "it is 1.7 to 2.3 times as fast as flash on this generation (transformers#48163)"
+        return Choice("cudnn", "cuDNN", why)
+    if machine.capability >= _HOPPER:
+        version = f"cuDNN {machine.cudnn} is older than {_LEAST_CUDNN}"
+        return Choice("flash", "flash", f"{version}, with which cuDNN's would be faster")
+    if machine.capability >= _AMPERE:
+        why = "cuDNN's has 0.82 of its speed on this generation (transformers#48163)"
+        return Choice("flash", "flash", why)
+    return Choice("efficient", "memory-efficient", "flash needs compute capability 8.0")
+
+
+def use(choice: Choice) -> None:
+    """Make it what torch's `scaled_dot_product_attention` takes, in this process.
+
+    One that the table chose leaves the slower ones as a way out for shapes that it cannot take; one
+    that was asked for leaves none.
+    """
+    flags: Any = torch.backends.cuda
+    switches = {
+        "cudnn": flags.enable_cudnn_sdp,
+        "flash": flags.enable_flash_sdp,
+        "efficient": flags.enable_mem_efficient_sdp,
+        "math": flags.enable_math_sdp,
+    }
+    for name, switch in switches.items():
+        # cuDNN comes first in torch's own order, so it is off where another one is faster.
+        is_slower = name == "cudnn" and choice.backend in ("flash", "efficient")
+        switch(name == choice.backend if choice.is_asked_for else not is_slower)

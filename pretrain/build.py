@@ -1,0 +1,76 @@
+"""The model of a run under its engine, as the config asks for both."""
+
+import math
+
+import torch
+
+from model import attention_backends, build
+from model.config import ModelConfig
+from model.heads import LanguageModel
+from model.hf.state import slots
+from model.init import parameter_groups
+from model.transformer import Block
+from pretrain.config import PretrainConfig
+from pretrain.objectives.traits import layout_for
+from runtime.compilation import Compilation
+from runtime.deepspeed_config import deepspeed_config
+from runtime.dist import Ranks
+from runtime.engine import DTYPES, Engine, partitioned_construction
+from runtime.optim import build_optimizer
+from runtime.run_directory import swap_directory
+from runtime.seed import seed_initialisation
+
+
+def build_engine(
+    config: PretrainConfig,
+    model_config: ModelConfig,
+    head: str,
+    ranks: Ranks,
+    compilation: Compilation,
+) -> Engine:
+    """Build a model with new weights under its engine; a checkpoint's are read in slices."""
+    sizes = [math.prod(slot.shape) for slot in slots(model_config, head)]
+    settings = deepspeed_config(
+        config.parallel,
+        config.precision,
+        micro_batch_size=config.micro_batch_size(ranks.world_size),
+        accumulation_steps=config.accumulation_steps(ranks.world_size),
+        world_size=ranks.world_size,
+        max_grad_norm=config.optim.max_grad_norm,
+        device_type=ranks.device.type,
+        extra=config.deepspeed.extra,
+        largest_parameter=max(sizes),
+        parameters=sum(sizes),
+        swap_directory=swap_directory(config.parallel, config.run_dir),
+    )
+    seed_initialisation(config.run.seed)
+    with partitioned_construction(settings, ranks):
+        net = build(model_config, head=head)
+    net.to(ranks.device)
+    net.trunk.set_recompute(config.parallel.activation_checkpointing)
+    net.set_kernels(config.kernels)
+    net.trunk.splits_documents = not compilation.is_on
+    compilation.apply(net.trunk.blocks)
+    choice = attention_choice(config, model_config, ranks.device)
+    attention_backends.use(choice)
+    net.trunk.attends_varlen = choice.backend in ("auto", "flash")
+    if isinstance(net, LanguageModel):
+        net.label_smoothing, net.z_loss = config.loss.label_smoothing, config.loss.z_loss
+    is_muon = config.optim.name == "muon"
+    groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
+    optimizer = build_optimizer(groups, config.optim)
+    whole = [Block] if compilation.is_on else []
+    return Engine(net, optimizer, settings, ranks, gathered_whole=whole)
+
+
+def attention_choice(
+    config: PretrainConfig, model_config: ModelConfig, device: torch.device
+) -> attention_backends.Choice:
+    """What computes attention in this run, and why."""
+    return attention_backends.choose(
+        config.attention,
+        attention_backends.Machine.here(device),
+        model_config,
+        DTYPES[config.precision],
+        packs_documents=layout_for(config).packing in ("documents", "best_fit"),
+    )
