@@ -195,18 +195,7 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     train = [Shards(source.path, "train") for source in config.data.sources]
     model_config = config.model_config_for(train[0])
     objective = make_objective(config, train, config.run.seed)
-    loader = Loader(
-        list(zip(train, [source.weight for source in config.data.sources], strict=True)),
-        global_batch_size=config.batch.global_batch_size,
-        seed=config.run.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        layout=objective.layout,
-        collate=objective.collate,
-        workers=_workers(config, ranks),
-        ramp=config.batch.sizes.ramp,
-        **config.data.mixing,
-    )
+    loader = _loader(config, train, objective, ranks)
     check_supply(config, loader.order)
     checkpoint = starting_point(config, ranks)
     if checkpoint is not None:
@@ -247,6 +236,23 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         session.log = _open_log(config, ranks, session.step)
         _introduce(session, checkpoint)
     return session
+
+
+def _loader(
+    config: PretrainConfig, train: list[Shards], objective: Objective, ranks: Ranks
+) -> Loader:
+    return Loader(
+        list(zip(train, [source.weight for source in config.data.sources], strict=True)),
+        global_batch_size=config.batch.global_batch_size,
+        seed=config.run.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        layout=objective.layout,
+        collate=objective.collate,
+        workers=_workers(config, ranks),
+        ramp=config.batch.sizes.ramp,
+        **config.data.mixing,
+    )
 
 
 def _open_log(config: PretrainConfig, ranks: Ranks, resume_step: int) -> MetricsLog:

@@ -22,14 +22,17 @@ class Compiled(NamedTuple):
 
     graphs: int
     seconds: float
-    saved_s: float | None  # less than the first start took, which had no cache; None: the first
-    directory: Path
+    directory: Path  # of the cache
+    saved_s: float | None = None  # less than the run's first start took, which had no cache
+    is_first: bool = False  # what that start compiled
 
     def __str__(self) -> str:
         """In a line for the log."""
         told = f"compiled {self.graphs} graph{'s' * (self.graphs != 1)} in {self.seconds:.1f} s"
-        if self.saved_s is None:
+        if self.is_first:
             return f"{told}; kept in {self.directory} for the next start"
+        if self.saved_s is None:
+            return told
         return f"{told}, {self.saved_s:.1f} s less than without {self.directory}"
 
 
@@ -65,7 +68,7 @@ class Compilation:
         graphs, seconds = _counted()
         if graphs == self._told_graphs:
             return None
-        new = Compiled(graphs - self._told_graphs, seconds - self._told_s, None, self._directory)
+        new = Compiled(graphs - self._told_graphs, seconds - self._told_s, self._directory)
         self._told_graphs, self._told_s = graphs, seconds
         is_first, self._is_first = self._is_first, False
         return self._compared(new) if is_first else new
@@ -81,7 +84,7 @@ class Compilation:
         if self._is_main:
             with contextlib.suppress(OSError):  # a full disk costs the comparison alone
                 path.write_bytes(orjson.dumps(about))
-        return new
+        return new._replace(is_first=True)
 
 
 def _counted() -> tuple[int, float]:
