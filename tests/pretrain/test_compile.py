@@ -122,7 +122,7 @@ def test_a_second_start_takes_what_the_first_compiled(
     write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it when it compiles
-    path = write_config(compile=True, steps=8, model__dropout=0.0)
+    path = write_config(compile=True, steps=8, model__dropout=0.0, schedule__kind="constant")
     for steps in (4, 8):
         status, output = run(["-m", "pretrain", str(path), f"steps={steps}"])
         assert status == 0, output
@@ -135,7 +135,9 @@ def test_a_second_start_takes_what_the_first_compiled(
     assert first["saved_s"] is None
     assert second["seconds"] < first["seconds"]
     assert second["saved_s"] == pytest.approx(first["seconds"] - second["seconds"])
-    eager = write_config(run__dir=str(tmp_path / "eager"), steps=8, model__dropout=0.0)
+    eager = write_config(
+        run__dir=str(tmp_path / "eager"), steps=8, model__dropout=0.0, schedule__kind="constant"
+    )
     assert run(["-m", "pretrain", str(eager)])[0] == 0
     assert trained(run_dir)[8] == pytest.approx(trained(tmp_path / "eager")[8], rel=1e-3)
 
