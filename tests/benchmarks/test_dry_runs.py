@@ -37,6 +37,7 @@ def test_a_row_that_failed_is_left_out_of_the_targets() -> None:
     assert targets([row("ours", [1.0] * 3, 1), {"name": "x", "failed": "no"}]) == []
 
 
+@pytest.mark.nightly  # minutes: each way compiles
 def test_peers_start_from_the_same_weights_and_see_the_same_batches(tmp_path: Path) -> None:
     words = ["benchmarks/train_step.py", "--size", "dry", "--device", "cpu", "--threads", "1"]
     words += ["--turns", "1", "--steps", "1", "--warmup", "2", "--results", str(tmp_path)]
@@ -50,6 +51,7 @@ def test_peers_start_from_the_same_weights_and_see_the_same_batches(tmp_path: Pa
     assert (tmp_path / "train_step_cpu_dry.svg").stat().st_size > 1000
 
 
+@pytest.mark.nightly  # minutes: each way compiles
 def test_operations_are_measured_or_said_to_be_missing(tmp_path: Path) -> None:
     words = ["benchmarks/kernels.py", "--size", "dry", "--device", "cpu", "--turns", "1"]
     status, output = run([*words, "--ops", "norm,rotary", "--results", str(tmp_path)])
