@@ -86,20 +86,23 @@ class Attention(nn.Module):
         """Map (B, T, d_model) to (B, T, d_model)."""
         batch_size, seq_len, _ = x.shape
         packed = self.qkv(x).view(batch_size, seq_len, -1, self.head_dim)  # (B, T, H+2·Hkv, hd)
-        q, k, v = self._split(packed, rotary)
+        q, k, v = self._split(packed, rotary, widens=cache is None)
         y = self._attend(q, k, v, visibility, cache).reshape(batch_size, seq_len, -1)
         out: Tensor = self.output(y.to(x.dtype))  # (B, T, H·hd) → (B, T, d)
         return F.dropout(out, self.residual_dropout, self.training)
 
-    def _split(self, packed: Tensor, rotary: Rotary | None) -> Parts:
-        """Return q (B, T, H, hd), k and v (B, T, Hkv, hd); q and k normalised and turned."""
+    def _split(self, packed: Tensor, rotary: Rotary | None, *, widens: bool) -> Parts:
+        """Return q (B, T, H, hd), k and v (B, T, Hkv, hd); q and k normalised and turned.
+
+        widens: they may be in fp32, as no cache must take them.
+        """
         if self.fused is not None and rotary is not None:
             return self._split_fused(self.fused, packed, rotary)
         sizes = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
         q, k, v = packed.split_with_sizes(sizes, dim=2)
         if self.normalises_qk:
             q, k = self.q_norm(q), self.k_norm(k)
-        if _is_faster_in_fp32(packed):
+        if widens and _is_faster_in_fp32(packed):
             q, k, v = q.float(), k.float(), v.float()
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
@@ -180,8 +183,10 @@ def _is_faster_in_fp32(x: Tensor) -> bool:
 
     The backward pass of torch's kernel for a CPU is 2 to 3 times slower in bf16 on short texts.
     """
-    is_short = x.device.type == "cpu" and x.shape[1] <= _SHORT
-    return is_short and torch.is_grad_enabled()
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    # The length last: asked for in vain, it would bind an exported model to lengths below it.
+    return x.device.type == "cpu" and x.dtype != torch.float32 and x.shape[1] <= _SHORT
 
 
 def can_attend_varlen(x: Tensor, config: ModelConfig, *, training: bool) -> bool:

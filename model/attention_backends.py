@@ -12,7 +12,8 @@ from model.families import AttentionBackend
 
 # Below this cuDNN's attention is not torch's first choice, for good reasons (transformers#48163).
 _LEAST_CUDNN = 91500
-_HOPPER, _AMPERE = 90, 80
+_FAST_CUDNN = (90, 100)  # compute capabilities
+_AMPERE, _WIDEST_FLASH = 80, 256
 
 
 class Machine(NamedTuple):
@@ -52,8 +53,13 @@ def choose(
     dtype: torch.dtype,
     *,
     packs_documents: bool,
+    has_prefix: bool = False,
 ) -> Choice:
-    """Choose for a model in this precision; packs_documents: rows hold isolated documents."""
+    """Choose for a model in this precision.
+
+    packs_documents: rows hold isolated documents, or padding that is dropped. has_prefix: of each
+    text a part sees itself whole.
+    """
     if wanted != "auto":
         return Choice(wanted, wanted, f"attention: {wanted} asks for it", is_asked_for=True)
     if machine.device_type != "cuda":
@@ -61,18 +67,21 @@ def choose(
         return Choice("auto", f"torch's kernel for CPUs{rows}", "there is no GPU")
     if dtype == torch.float32:
         return Choice("efficient", "memory-efficient", "flash and cuDNN take 16-bit numbers alone")
+    if machine.capability < _AMPERE or config.head_dim > _WIDEST_FLASH:
+        why = "flash needs compute capability 8.0 and heads of at most 256"
+        return Choice("efficient", "memory-efficient", why)
+    if has_prefix:
+        return Choice("efficient", "memory-efficient", "prefixes need masks, which flash has not")
     if packs_documents and not config.dropout and config.head_dim % 8 == 0:
-        return Choice("flash", "flash, varlen", "rows hold documents, whose bounds it takes")
-    if machine.capability >= _HOPPER and machine.cudnn >= _LEAST_CUDNN:
-        why = "it is 1.7 to 2.3 times as fast as flash on this generation (transformers#48163)"
-        return Choice("cudnn", "cuDNN", why)
-    if machine.capability >= _HOPPER:
+        return Choice("flash", "flash, varlen", "rows hold texts apart, whose bounds it takes")
+    if machine.capability not in _FAST_CUDNN:
+        why = "cuDNN's is known to be faster on compute capability 9.0 and 10.0 alone"
+        return Choice("flash", "flash", f"{why} (transformers#48163)")
+    if machine.cudnn < _LEAST_CUDNN:
         version = f"cuDNN {machine.cudnn} is older than {_LEAST_CUDNN}"
         return Choice("flash", "flash", f"{version}, with which cuDNN's would be faster")
-    if machine.capability >= _AMPERE:
-        why = "cuDNN's has 0.82 of its speed on this generation (transformers#48163)"
-        return Choice("flash", "flash", why)
-    return Choice("efficient", "memory-efficient", "flash needs compute capability 8.0")
+    why = "it is 1.7 to 2.3 times as fast as flash on this generation (transformers#48163)"
+    return Choice("cudnn", "cuDNN", why)
 
 
 def use(choice: Choice) -> None:

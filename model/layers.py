@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from model.config import ModelConfig
 from model.init import Role, draw, initial_std, is_truncated
@@ -92,7 +93,8 @@ class RMSNorm(nn.Module):
         return normed if residual is None else (normed, total)
 
     def _normed(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        is_plain = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if is_plain and x.device.type == "cpu" and x.dtype == self.weight.dtype:
             y: Tensor = _RmsNormOnCpu.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return y
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -133,20 +135,21 @@ class _RmsNormOnCpu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
-        normed = x * inverse
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = (x * inverse).to(x.dtype)
         ctx.save_for_backward(normed, inverse, weight)
         scaled: Tensor = normed * weight
         return scaled
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, inverse, weight = ctx.saved_tensors
         of_gains = (gradient * normed).flatten(0, -2)
         # The part along x itself changes nothing: its length is divided out.
         along = (of_gains @ weight).view(inverse.shape).div_(-len(weight))
-        of_x = (gradient * weight).addcmul_(normed, along).mul_(inverse)
-        return of_x, of_gains.sum(0), None
+        of_x = (gradient * weight).addcmul_(normed, along) * inverse
+        return of_x.to(gradient.dtype), of_gains.sum(0), None
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

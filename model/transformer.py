@@ -231,8 +231,7 @@ class Transformer(nn.Module):
             is_split = self.splits_documents and not torch.compiler.is_compiling()
             if is_split and x.device.type == "cpu":
                 return visibility.by_length(self.config, cu_seqlens, seq_len, prefix=prefix_mask)
-            can_varlen = can_attend_varlen(x, self.config, training=self.training)
-            if prefix_mask is None and self.attends_varlen and can_varlen:
+            if prefix_mask is None and self._can_varlen(x):
                 return Visibility(self.config.causal, cu_seqlens=_with_row_ends(cu_seqlens, x))
         return visibility.masked(
             self.config,
@@ -244,13 +243,22 @@ class Transformer(nn.Module):
             prefix=prefix_mask,
         )
 
+    def _can_varlen(self, x: Tensor) -> bool:
+        can = can_attend_varlen(x, self.config, training=self.training)
+        return self.attends_varlen and can
+
     def _unpads(
         self, attention_mask: Tensor | None, documents: Documents | None, cache: KVCache | None
     ) -> bool:
         if attention_mask is None or documents is not None or cache is not None:
             return False
         # On a GPU this waits for the mask, and saves far more where texts are short.
-        if not self.unpads or not self.splits_documents or bool(attention_mask.all()):
+        if not self.unpads or not self.splits_documents:
+            return False
+        weight = self.token_embedding.weight
+        if weight.is_cuda and not self._can_varlen(weight):
+            return False  # a mask of all tokens by all tokens would cost more than the padding
+        if bool(attention_mask.all()):
             return False
         return bool(attention_mask.any())
 

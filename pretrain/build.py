@@ -72,5 +72,6 @@ def attention_choice(
         attention_backends.Machine.here(device),
         model_config,
         DTYPES[config.precision],
-        packs_documents=layout_for(config).packing in ("documents", "best_fit"),
+        packs_documents=layout_for(config).packing != "concat",
+        has_prefix=config.objective == "prefix_lm",
     )

@@ -59,6 +59,6 @@ def _block_(
         grad.scatter_add_(1, at, -keep * column)
         if loss.softcap is not None:
             grad.mul_(1 - (wide / loss.softcap).square_())  # of tanh
-        scores.copy_(grad)
+        scores.copy_(grad.masked_fill_(column == 0, 0))  # also where one is not finite
         logits[:, loss.vocab_size :] = 0
     return (losses[:, 0] * share).where(share > 0, 0)  # also where an ignored row is not finite

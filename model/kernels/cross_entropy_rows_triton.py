@@ -19,14 +19,17 @@ _BLOCK, _WARPS = 4096, 8  # 16 numbers to a thread
 def rows_(
     logits: Tensor, targets: Tensor, share: Tensor, loss: RowLoss, *, with_gradient: bool
 ) -> Tensor:
-    """As `cross_entropy_rows.rows_`, on a GPU. Raises ValueError for tensors on a CPU."""
+    """As `cross_entropy_rows.rows_`, on a GPU; NaN for a target that is no class.
+
+    Raises ValueError for tensors on a CPU.
+    """
     check_device(logits)
     losses = torch.empty_like(share)
     block = min(_BLOCK, triton.next_power_of_2(logits.shape[1]))
     _kernel[(len(logits),)](
         logits,
-        targets,
-        share,
+        targets.contiguous(),
+        share.contiguous(),
         losses,
         logits.stride(0),
         logits.shape[1],
@@ -87,11 +90,14 @@ def _kernel(
             plain += tl.where(at < n_classes, x, 0.0)
     highest = tl.max(top, 0)
     log_sum = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
-    at_target = _scores(logits, target, n_columns, n_classes, cap, SOFTCAP, COMPUTE)
+    is_class = (target >= 0) & (target < n_classes)
+    at_target = _scores(
+        logits, tl.where(is_class, target, 0), n_columns, n_classes, cap, SOFTCAP, COMPUTE
+    )
     found = (1.0 - smoothing) * (log_sum - at_target) + z_loss * log_sum * log_sum
     if SMOOTHING > 0:
         found += smoothing * (log_sum - tl.sum(plain, 0) / n_classes)
-    tl.store(losses + row, found * counts)
+    tl.store(losses + row, tl.where(is_class, found * counts, float("nan")))
     if WITH_GRADIENT:
         slope = counts * (1.0 + 2.0 * z_loss * log_sum)
         spread = counts * smoothing / n_classes

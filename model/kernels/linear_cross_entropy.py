@@ -98,7 +98,7 @@ def loss(
 
     chunk_rows: rows whose logits are held at once; None: as the device likes it. Changes the result
     by rounding only. kernels: what turns logits into their gradient. The gradient of `weight` is
-    added up in fp32. Can't be differentiated twice.
+    added up in fp32. Can't be differentiated twice, nor with `create_graph=True`.
     """
     is_on = torch.is_grad_enabled()
     needs = [is_on and x is not None and x.requires_grad for x in (hidden, weight, bias)]
@@ -260,11 +260,14 @@ def _(
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     hidden, weight, _, bias, *_, needs, _, _ = inputs
     ctx.save_for_backward(*output[2:])
+    ctx.set_materialize_grads(False)  # of the gradients' own: zeros as large as they are
     ctx.needs = needs
     ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 13
     *gradients, unit = ctx.saved_tensors
     found = [
         _scaled(gradient, grad * unit, dtype) if is_needed else None
@@ -274,7 +277,10 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """x · factor, rounded once, without a tensor in between as wide as x."""
+    """x · factor, rounded once, without a tensor in between as wide as factor."""
+    if x.is_cuda:
+        # Of no dimension, a tensor on a GPU is rounded to x's dtype first.
+        factor = factor.reshape((1,) * x.dim())
     return torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype))
 
 

@@ -153,7 +153,7 @@ def test_the_whole_model(name, compiled):
     want = gradients()
     net.bfloat16()
     plain = gradients()
-    net.trunk.set_kernels("triton")
+    net.set_kernels("triton")
     if compiled:
         for block in net.trunk.blocks:
             block.compile(fullgraph=True)

@@ -34,10 +34,12 @@ def _switches_back() -> Iterator[None]:
     [
         (H200, BF16, False, "cudnn", "attention: cuDNN, because it is 1.7 to 2.3 times as fast"),
         (OLD_CUDNN, BF16, False, "flash", "because cuDNN 91400 is older than 91500"),
-        (A100, BF16, False, "flash", "because cuDNN's has 0.82 of its speed"),
+        (A100, BF16, False, "flash", "on compute capability 9.0 and 10.0 alone"),
+        (Machine("cuda", 120, 91600), BF16, False, "flash", "9.0 and 10.0 alone"),
         (T4, torch.float16, False, "efficient", "flash needs compute capability 8.0"),
+        (T4, torch.float16, True, "efficient", "flash needs compute capability 8.0"),
         (H200, FP32, True, "efficient", "take 16-bit numbers alone"),
-        (H200, BF16, True, "flash", "attention: flash, varlen, because rows hold documents"),
+        (H200, BF16, True, "flash", "attention: flash, varlen, because rows hold texts apart"),
         (Machine("cpu"), BF16, False, "auto", "torch's kernel for CPUs, because there is no GPU"),
         (Machine("cpu"), BF16, True, "auto", "for CPUs, document by document, because"),
     ],
@@ -51,6 +53,13 @@ def test_the_table(
     asked = choose("math", machine, CONFIG, dtype, packs_documents=packs)
     assert (asked.backend, asked.is_asked_for) == ("math", True)
     assert str(asked) == "attention: math, because attention: math asks for it"
+
+
+def test_prefixes_and_wide_heads_take_no_flash() -> None:
+    found = choose("auto", H200, CONFIG, BF16, packs_documents=True, has_prefix=True)
+    assert found.backend == "efficient"
+    wide = CONFIG.model_copy(update={"head_dim": 320})
+    assert choose("auto", H200, wide, BF16, packs_documents=True).backend == "efficient"
 
 
 def kernels() -> tuple[torch.Tensor, set[str]]:

@@ -115,11 +115,14 @@ def test_nothing_to_predict_is_zero(n):
 
 def test_ignored_rows_may_hold_anything():
     *inputs, targets = case()
-    spoilt = inputs[0].detach().clone()
+    weight = inputs[1].detach()
+    clean, spoilt = (inputs[0].detach().clone() for _ in range(2))
     spoilt[targets == -100] = torch.nan
-    found = loss(spoilt, inputs[1].detach(), targets, vocab_size=CLASSES).loss
-    clean = loss(inputs[0].detach(), inputs[1].detach(), targets, vocab_size=CLASSES).loss
-    assert torch.equal(found, clean)
+    found = []
+    for hidden in (clean.requires_grad_(), spoilt.requires_grad_()):
+        out = loss(hidden, weight, targets, vocab_size=CLASSES).loss
+        found.append((out.detach(), *torch.autograd.grad(out, hidden)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -209,6 +212,14 @@ def peak_bytes(compute):
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     steps = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(itertools.accumulate(steps))
+
+
+def test_the_backward_pass_makes_the_gradients_and_nothing_else():
+    hidden = torch.randn(8, 512, requires_grad=True)
+    weight = torch.randn(4096, 512, requires_grad=True)
+    found = loss(hidden, weight, torch.randint(0, 4096, (8,))).loss
+    one = weight.nbytes + hidden.nbytes
+    assert peak_bytes(lambda: torch.autograd.grad(found, (hidden, weight))) <= 1.05 * one
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

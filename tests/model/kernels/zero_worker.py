@@ -25,7 +25,7 @@ def main() -> None:
 
     def fused(name: str) -> Model:
         net = plain(name)
-        net.trunk.set_kernels("triton")
+        net.set_kernels("triton")
         return net
 
     worker.new_net = fused

@@ -60,6 +60,22 @@ def test_an_ignored_row_may_hold_anything():
     assert not logits[2].any()
 
 
+def test_strided_targets_and_such_as_are_no_class():
+    logits, _, share = case(50, 56)
+    targets = torch.randint(0, 50, (6, 2))[:, 0]
+    row_loss, found = RowLoss(50, None, 0.0, 0.0), []
+    for module in (cross_entropy_rows_triton, cross_entropy_rows):
+        losses = module.rows_(logits.clone(), targets, share, row_loss, with_gradient=True)
+        found.append([losses])
+    assert_close(*found)
+    for wrong in (-1, 50, 60):
+        targets = torch.tensor([wrong, 0, 0, 0, 0, 0])
+        losses = cross_entropy_rows_triton.rows_(
+            logits.clone(), targets, share, row_loss, with_gradient=False
+        )
+        assert losses.isnan().tolist() == [True] + [False] * 5
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_in_the_head(options):
     names = dict(zip(("softcap", "label_smoothing", "z_loss"), options, strict=True))

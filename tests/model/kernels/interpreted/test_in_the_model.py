@@ -66,20 +66,20 @@ def test_the_interpreter_runs():
 def test_kernels_change_rounding_alone(name):
     net, ids = new_net(name), torch.randint(0, 61, (2, 5))
     want = step(net, ids)
-    net.trunk.set_kernels("triton")
+    net.set_kernels("triton")
     with Counting() as counting:
         assert_close(step(net, ids), want, 1e-4)
     for operation, launches in zip(("norm", "split_and_turn"), LAUNCHES[name], strict=True):
         assert counting.seen[f"ingot.{operation}.default"] == launches
         assert counting.seen[f"ingot.{operation}_backward.default"] == launches
-    net.trunk.set_kernels("torch")
+    net.set_kernels("torch")
     assert all(torch.equal(a, b) for a, b in zip(step(net, ids), want, strict=True))
 
 
 @pytest.mark.parametrize("part", ["block", "attention", "mlp"])
 def test_what_is_computed_again_comes_out_the_same(part):
     net, ids = new_net("qwen3"), torch.randint(0, 61, (2, 5))
-    net.trunk.set_kernels("triton")
+    net.set_kernels("triton")
     want = step(net, ids)
     net.trunk.set_recompute(part)
     assert all(torch.equal(a, b) for a, b in zip(step(net, ids), want, strict=True))
@@ -89,7 +89,7 @@ def test_what_is_computed_again_comes_out_the_same(part):
 def test_compiled_blocks_have_no_breaks(name):
     net, ids = new_net(name), torch.randint(0, 61, (2, 5))
     net.trunk.splits_documents = False
-    net.trunk.set_kernels("triton")
+    net.set_kernels("triton")
     want = step(net, ids)
     for block in net.trunk.blocks:
         block.compile(fullgraph=True, backend="aot_eager")
