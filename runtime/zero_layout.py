@@ -287,4 +287,7 @@ def _refresh_module(engine: Any, stage: int, ranks: Ranks) -> None:
         for index in range(len(_owners(engine, stage))):
             with zero_swap.present(engine, index):
                 engine.optimizer._reassign_or_swap_out_partitioned_parameters(index)
-        engine.optimizer.checkpoint_event_epilogue()
+        # hpZ's second copies are of the weights before. Small parameters, which DeepSpeed has whole
+        # between steps, stay cut: those used outside of their own module, as the output matrix is,
+        # it notes in its first pass as it finds them cut, and later it is too late.
+        engine.optimizer.invalidate_secondary_tensor()

@@ -31,7 +31,7 @@ def rows(path: Path) -> dict[int, list[str]]:
     return {step: sorted(digests) for step, digests in found.items()}
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_it_is_the_same_run_broken_in_the_midst_of_the_ramp(runs: Runs, stage: int) -> None:
     keys = {**KEYS, "parallel__zero_stage": stage, "checkpoint__every_steps": 1}
     output = runs.finish(runs.config("calm", **keys))

@@ -1,14 +1,89 @@
 """Pretraining under ZeRO-3, where no rank ever holds the model whole, against ZeRO-1."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from model import build, preset
+from model.init import parameter_groups
+from model.transformer import Block
+from runtime import dist, sections
+from runtime.deepspeed_config import deepspeed_config
+from runtime.engine import Engine
+from runtime.optim import build_optimizer
 from tests.processes import run
 
 Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[dist.Ranks]:
+    yield dist.init("cpu", timeout_s=60)
+    dist.shutdown()
+
+
+def new_engine(ranks: dist.Ranks, *, is_tied: bool, is_compiled: bool, kept_whole: int) -> Engine:
+    torch.manual_seed(0)
+    shape = {"n_layers": 2, "d_model": 32, "n_heads": 2, "vocab_size": 128}
+    net = build(preset("llama-tiny", **shape, tie_embeddings=is_tied))
+    settings = deepspeed_config(
+        sections.Parallel(zero_stage=3),
+        "fp32",
+        micro_batch_size=4,
+        accumulation_steps=1,
+        world_size=1,
+        max_grad_norm=1.0,
+        device_type="cpu",
+        extra={"zero_optimization": {"stage3_param_persistence_threshold": kept_whole}},
+    )
+    for block in net.trunk.blocks if is_compiled else ():
+        block.forward = torch.compile(block.forward, backend="aot_eager")
+    optimizer = build_optimizer(parameter_groups(net, 0.1), sections.Optim())
+    return Engine(net, optimizer, settings, ranks, gathered_whole=[Block] if is_compiled else [])
+
+
+def step(engine: Engine, number: int) -> float:
+    ids = torch.randint(0, 100, (4, 16), generator=torch.Generator().manual_seed(number))
+    batch = {"input_ids": ids, "targets": ids}
+    return engine.train_step([batch], lambda module, b: module(**b).loss, 1e-2).loss
+
+
+def between_steps(engine: Engine) -> list[float]:
+    """Evaluate, and gather every parameter as a save does."""
+    ids = torch.arange(64).view(4, 16)
+    with engine.evaluating() as module:
+        found = [float(module(input_ids=ids, targets=ids).loss)]
+    names = engine.parameter_shapes()
+    return found + [float(tensor.double().norm()) for _, tensor in engine.full_parameters(names)]
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("kept_whole", [0, 100_000])  # between steps: parameters no larger
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_restored_engine_goes_on_with_evaluations_and_saves_between_its_steps(
+    ranks: dist.Ranks, is_tied: bool, kept_whole: int, is_compiled: bool
+) -> None:
+    """A new one, and one rolled back: as the one that wrote the state."""
+
+    def go_on(engine: Engine) -> list[list[float]]:
+        return [[step(engine, number), *between_steps(engine)] for number in range(2, 5)]
+
+    def restore(engine: Engine) -> Engine:
+        engine.load_optimizer_slices(lambda name, key, start, n: held[name, key][start:][:n], 2)
+        return engine
+
+    keys: Any = {"is_tied": is_tied, "is_compiled": is_compiled, "kept_whole": kept_whole}
+    unbroken = new_engine(ranks, **keys)
+    for number in range(2):
+        step(unbroken, number)
+    held = {(s.parameter, s.key): s.tensor.clone() for s in unbroken.optimizer_slices()}
+    found = go_on(unbroken)
+    assert go_on(restore(new_engine(ranks, **keys))) == found
+    assert go_on(restore(unbroken)) == found
 
 
 def train(path: Path, *overrides: str) -> tuple[int, str]:
@@ -30,7 +105,11 @@ def test_stage_3_trains_and_resumes_as_stage_1(
     for name, stage, stops in (("one", 1, [8]), ("three", 3, [8]), ("again", 3, [4, 8])):
         run_dir = tmp_path / name
         path = write_config(
-            run__dir=str(run_dir), precision=precision, parallel__zero_stage=stage, steps=8
+            run__dir=str(run_dir),
+            precision=precision,
+            parallel__zero_stage=stage,
+            steps=8,
+            checkpoint__every_steps=1,
         )
         for stop in stops:
             # Constant: the other schedules depend on the number of steps.
@@ -65,6 +144,7 @@ def test_a_run_goes_on_under_every_layout(write_config: Write, tmp_path: Path) -
     hpz = ["parallel.sharding=hpz", "parallel.shard_ranks=2"]
     for last, ranks, *keys in (
         (4, 2, "parallel.zero_stage=3", *hpz),
+        (5, 2, "parallel.zero_stage=3", *hpz),
         (6, 2, "parallel.zero_stage=3", "parallel.offload=all"),
         (8, 1, "parallel.zero_stage=2", "parallel.offload=optimizer"),
     ):
