@@ -166,10 +166,11 @@ class Loader:
     def _locate(self, step: int) -> dict[int, Located]:
         """Where this rank's share of a step and of some that follow comes from."""
         self.order.require(step)
-        stop = step + max(1, _LOCATED // len(self._share(step)))
-        if self.order.end is not None:
-            stop = min(stop, self.order.end)
-        shares = [self._share(one) for one in range(step, stop)]
+        shares = [self._share(step)]
+        stop, rows_ahead = step + 1, len(shares[0])
+        while rows_ahead < _LOCATED and (self.order.end is None or stop < self.order.end):
+            shares.append(self._share(stop))
+            stop, rows_ahead = stop + 1, rows_ahead + len(shares[-1])
         rows = iter(self.order.locate(np.concatenate([np.asarray(share) for share in shares])))
         return {
             one: list(islice(rows, len(share)))

@@ -53,7 +53,7 @@ def key_of(config: "PretrainConfig", checkpoint: Path) -> str:
 def origin(checkpoint: CheckpointInfo) -> dict[str, Any]:
     """What a branch stores of where it came from: its manifest's hash names every byte of it."""
     return {
-        "checkpoint": str(checkpoint.path),
+        "checkpoint": str(checkpoint.path.resolve()),
         "step": checkpoint.step,
         "manifest_sha256": hash_file(checkpoint.path / MANIFEST),
     }
@@ -134,6 +134,6 @@ def rate_notes(config: "PretrainConfig", stored: dict[str, Any], step: int) -> I
     if own.kind == "wsd" and late > 0 and now < was:
         yield (
             f"the learning rate falls at once, from {was:.3g} to {now:.3g}: the decay of "
-            f"{decay:,} steps began {late:,} before the checkpoint; write steps: {step + decay}, "
-            f"or schedule.decay_steps: {steps - step}"
+            f"{decay:,} steps began {late:,} before the checkpoint; write schedule.decay_steps: "
+            f"{steps - step}, or let the run end later"
         )

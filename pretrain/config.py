@@ -55,7 +55,7 @@ class PretrainConfig(Config):
     tokens: int | None = key(
         None,
         "Length of the run in positions, padding counted; never exceeded, so the last partial step "
-        "is left out",
+        "is left out (data that is left out under a ramp makes later steps larger)",
         unit="tokens",
         ge=1,
     )

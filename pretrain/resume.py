@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.architecture import check_vocab_multiple
 from pretrain.branch import BRANCH_FROM, OWN_KEYS, branch_point, is_own, key_of, origin
+from runtime import dist
 from runtime.checkpoint import CheckpointInfo
 from runtime.checkpoint.reader import TrainingState, understood
 from runtime.config import flat
@@ -22,13 +23,22 @@ def starting_point(config: "PretrainConfig", ranks: Ranks) -> CheckpointInfo | N
     Raises UserError where the latter is damaged.
     """
     own = newest_checkpoint(config.run_dir / "checkpoints", ranks)
-    source = branch_point(config) if own is None else None
+    source = _source(config) if own is None else None
     if source is not None and (problems := verify_together(source.path, ranks)):
         raise UserError(
             f"{BRANCH_FROM}: {problems[0]}; restore it, or name another checkpoint",
             status=EXIT_BAD_INPUT,
         )
     return own or source
+
+
+def _source(config: "PretrainConfig") -> CheckpointInfo | None:
+    """What the run branches from, as the main rank sees it. Collective."""
+    seen = branch_point(config)
+    is_branch = dist.gather_text("" if seen is None else str(seen.path))[0] != ""
+    problem = f"{BRANCH_FROM}: {config.run.branch_from}: not to be seen here, or not to be taken"
+    dist.raise_together(problem if is_branch and seen is None else None, EXIT_BAD_INPUT)
+    return seen if is_branch else None
 
 
 def restore(session: "Session", checkpoint: CheckpointInfo) -> None:
@@ -45,7 +55,8 @@ def restore(session: "Session", checkpoint: CheckpointInfo) -> None:
         session.branched_from = origin(checkpoint)
     with understood(checkpoint.path):
         mixed = session.loader.load_state_dict(state.values["loader"])
-        session.health.load_state_dict(state.values.get("health", {}))
+        if session.saved_step is not None:  # what befell the source is no part of a branch
+            session.health.load_state_dict(state.values.get("health", {}))
         session.tokens_seen = state.values["tokens_seen"]
         session.step = state.values["step"]
         check_vocab_multiple(session.model_config, state.values["config"], key)

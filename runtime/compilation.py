@@ -1,7 +1,9 @@
 """torch.compile of a run: whether it works here, where its results are kept, what it costs."""
 
 import contextlib
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +12,10 @@ import orjson
 import torch
 from torch import nn
 
-from runtime import dist
+from runtime import dist, hardware
 from runtime.dist import Ranks
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_FIRST = "first_start.json"
 
 
 class Compiled(NamedTuple):
@@ -23,8 +24,8 @@ class Compiled(NamedTuple):
     graphs: int
     seconds: float
     directory: Path  # of the cache
-    saved_s: float | None = None  # less than the run's first start took, which had no cache
-    is_first: bool = False  # what that start compiled
+    saved_s: float | None = None  # less than without the cache
+    is_first: bool = False  # what the cache had nothing of
 
     def __str__(self) -> str:
         """In a line for the log."""
@@ -47,12 +48,16 @@ class Compilation:
         self.problem: str | None = None  # why nothing is compiled, though it is wanted
         self._is_main = ranks.is_main
         if is_wanted:
-            self._directory = Path(os.environ.setdefault(_CACHE, str(run_dir / "compile")))
+            # Of each kind of machine its own: torch's keys do not tell the vectors of one CPU from
+            # those of another, and would take code that fills half of them.
+            own = run_dir / "compile" / _kind_of_machine(ranks.device)
+            self._directory = Path(os.environ.setdefault(_CACHE, str(own)))
+            self._times = run_dir / "compile" / "seconds.json"
             reasons = dist.gather_text(_why_not(ranks.device) or "")
             self.problem = next((reason for reason in reasons if reason), None)
         self.is_on = is_wanted and self.problem is None
         self._is_first = True
-        self._told_graphs, self._told_s = _counted()
+        self._told = _counted()
 
     def apply(self, modules: Iterable[nn.Module]) -> None:
         """Compile each module's forward pass, hooks around it left out, when it is first called."""
@@ -65,34 +70,53 @@ class Compilation:
         """What was compiled since the last call; None where nothing was."""
         if not self.is_on:
             return None
-        graphs, seconds = _counted()
-        if graphs == self._told_graphs:
+        now, before = _counted(), self._told
+        if now.graphs == before.graphs:
             return None
-        new = Compiled(graphs - self._told_graphs, seconds - self._told_s, self._directory)
-        self._told_graphs, self._told_s = graphs, seconds
-        is_first, self._is_first = self._is_first, False
-        return self._compared(new) if is_first else new
+        new = Compiled(now.graphs - before.graphs, now.seconds - before.seconds, self._directory)
+        is_cold = now.hits == before.hits
+        is_first, self._is_first, self._told = self._is_first, False, now
+        return self._compared(new, is_cold=is_cold) if is_first else new
 
-    def _compared(self, new: Compiled) -> Compiled:
-        """Beside the first start of the run, or noted down as that."""
-        path = self._directory / _FIRST
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            first = orjson.loads(path.read_bytes())
-            if first["graphs"] == new.graphs and first["torch"] == torch.__version__:
-                return new._replace(saved_s=first["seconds"] - new.seconds)
-        about = {"graphs": new.graphs, "seconds": new.seconds, "torch": torch.__version__}
+    def _compared(self, new: Compiled, *, is_cold: bool) -> Compiled:
+        """Beside what a start of the run took without its cache, or noted down as that."""
+        times: dict[str, float] = {}
+        with contextlib.suppress(OSError, ValueError):
+            times = orjson.loads(self._times.read_bytes())
+        if not is_cold:
+            cold = times.get(str(new.graphs))
+            return new._replace(saved_s=None if cold is None else cold - new.seconds)
         if self._is_main:
             with contextlib.suppress(OSError):  # a full disk costs the comparison alone
-                path.write_bytes(orjson.dumps(about))
+                self._times.parent.mkdir(exist_ok=True)
+                self._times.write_bytes(orjson.dumps({**times, str(new.graphs): new.seconds}))
         return new._replace(is_first=True)
 
 
-def _counted() -> tuple[int, float]:
-    """Graphs that this process has compiled, and the seconds that all of it took."""
+class _Counted(NamedTuple):
+    graphs: int  # that this process has compiled
+    seconds: float  # that all of it took
+    hits: int  # of the cache
+
+
+def _counted() -> _Counted:
     from torch._dynamo.utils import calculate_time_spent, counters
 
     spent: dict[str, float] = calculate_time_spent()
-    return counters["stats"]["unique_graphs"], spent["total_wall_time"]
+    found = (
+        counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+    )
+    return _Counted(counters["stats"]["unique_graphs"], spent["total_wall_time"], found)
+
+
+def _kind_of_machine(device: torch.device) -> str:
+    """A short name for machines that can run one another's compiled code."""
+    if device.type == "cuda":
+        what = [torch.cuda.get_device_name(device)]
+    else:
+        what = [hardware.cpu_name(), *hardware.cpu_flags(), torch.backends.cpu.get_cpu_capability()]
+    text = "\n".join([platform.machine(), *what])
+    return f"{device.type}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _why_not(device: torch.device) -> str | None:
@@ -101,9 +125,10 @@ def _why_not(device: torch.device) -> str | None:
     def trial(x: torch.Tensor) -> torch.Tensor:
         return x.sin() + 1
 
+    x = torch.linspace(0, 1, 1000, device=device)
     try:
-        torch.compile(trial)(torch.zeros(32, device=device))
+        found = torch.compile(trial)(x)
     except Exception as error:  # of whatever part: a compiler, its headers, Triton, the cache
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return lines[0] if lines else type(error).__name__
-    return None
+    return None if torch.allclose(found, trial(x), atol=1e-3) else "it computes wrong numbers"

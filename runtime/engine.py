@@ -256,12 +256,7 @@ def _import_deepspeed(ranks: Ranks) -> Any:
     import deepspeed
     from deepspeed.utils import logger
 
-    # Its own Muon, which every engine imports and ours never uses, loads the compiler: a second.
-    compiler = deepspeed.runtime.compiler
-    kept, compiler.compile = compiler.compile, lambda: lambda function: function
-    import deepspeed.runtime.zero.muon.original_muon
-
-    compiler.compile = kept
+    _skip_compiler(deepspeed.runtime.compiler)
     logger.setLevel(logging.WARNING)
     logger.addFilter(_is_news)
     # DeepSpeed calls collectives by names that torch 2.13 renames: nothing a user can mend.
@@ -269,6 +264,17 @@ def _import_deepspeed(ranks: Ranks) -> Any:
     # The shared-memory collective compiles C++ for a minute on first use: plain gloo instead.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _skip_compiler(compiler: Any) -> None:
+    """Import DeepSpeed's own Muon uncompiled: every engine loads it, for a second; ours never."""
+    kept = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        with contextlib.suppress(ImportError):  # then it has gone, and costs nothing
+            pass
+    finally:
+        compiler.compile = kept
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -25,6 +25,16 @@ def has_cpp_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
 
+def cpu_flags() -> list[str]:
+    """What the processor's instructions are, as Linux names them; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
+    return sorted(found[0]) if found else []
+
+
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -17,6 +17,8 @@ from runtime.dist import Ranks
 # thousandth. A GPU's kernel takes short stretches by itself.
 _CHUNK = 1 << 14
 
+_REPLACED = ("get_grad_norm_direct", "_check_overflow", "average_tensor")
+
 
 def attach(engine: Any, stage: int, ranks: Ranks) -> None:
     """Take the place of DeepSpeed's own passes, of this engine alone; the results are the same.
@@ -26,9 +28,12 @@ def attach(engine: Any, stage: int, ranks: Ranks) -> None:
     optimizer = engine.optimizer
     if stage not in (1, 2) or optimizer.cpu_offload:
         return
+    if not all(hasattr(type(optimizer), name) for name in _REPLACED):
+        return  # another DeepSpeed: its own passes are slower and as right
     optimizer.get_grad_norm_direct = partial(_norm, optimizer, ranks)
     optimizer._check_overflow = _leave_to_the_norm
-    if stage == 1 and ranks.world_size == 1:
+    # Where communication overlaps, averaging also waits for what is still being written.
+    if stage == 1 and ranks.world_size == 1 and not optimizer.overlap_comm:
         optimizer.average_tensor = _is_average_already
 
 

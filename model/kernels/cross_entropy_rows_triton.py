@@ -68,12 +68,9 @@ def _kernel(
     counts = tl.load(share + row).to(COMPUTE)
     columns = tl.arange(0, BLOCK)
     cap = tl.full((), SOFTCAP, COMPUTE)  # as they stand, Triton takes numbers for fp32
-    smoothing = tl.full((), SMOOTHING, COMPUTE)
-    z_loss = tl.full((), Z_LOSS, COMPUTE)
+    smoothing, z_loss = tl.full((), SMOOTHING, COMPUTE), tl.full((), Z_LOSS, COMPUTE)
     if counts == 0.0:  # ignored: its logits may be anything
-        tl.store(losses + row, counts)
-        if WITH_GRADIENT:
-            _clear(logits, columns, n_columns, BLOCK)
+        _clear(logits, losses + row, columns, n_columns, WITH_GRADIENT, BLOCK)
         return
     # Of each lane its own maximum and sum, which are joined at the end.
     top = tl.full((BLOCK,), float("-inf"), COMPUTE)
@@ -91,9 +88,8 @@ def _kernel(
     highest = tl.max(top, 0)
     log_sum = highest + tl.log(tl.sum(total * tl.exp(top - highest), 0))
     is_class = (target >= 0) & (target < n_classes)
-    at_target = _scores(
-        logits, tl.where(is_class, target, 0), n_columns, n_classes, cap, SOFTCAP, COMPUTE
-    )
+    seen = tl.where(is_class, target, 0)
+    at_target = _scores(logits, seen, n_columns, n_classes, cap, SOFTCAP, COMPUTE)
     found = (1.0 - smoothing) * (log_sum - at_target) + z_loss * log_sum * log_sum
     if SMOOTHING > 0:
         found += smoothing * (log_sum - tl.sum(plain, 0) / n_classes)
@@ -113,11 +109,13 @@ def _kernel(
 
 
 @triton.jit
-def _clear(logits, columns, n_columns, BLOCK: tl.constexpr):
-    for start in range(0, n_columns, BLOCK):
-        at = start + columns
-        zeros = tl.zeros((BLOCK,), logits.dtype.element_ty)
-        tl.store(logits + at, zeros, mask=at < n_columns)
+def _clear(logits, loss, columns, n_columns, WITH_GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+    tl.store(loss, 0.0)
+    if WITH_GRADIENT:
+        for start in range(0, n_columns, BLOCK):
+            at = start + columns
+            zeros = tl.zeros((BLOCK,), logits.dtype.element_ty)
+            tl.store(logits + at, zeros, mask=at < n_columns)
 
 
 @triton.jit

@@ -265,7 +265,7 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 13
     *gradients, unit = ctx.saved_tensors

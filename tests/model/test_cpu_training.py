@@ -11,7 +11,7 @@ from model.rotary import Rotary, rotary_table, rotate
 from tests.model.shapes import relative_error, token_ids
 from tests.processes import run
 
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3}
 
 
 def draw(*shape, seed=0):
