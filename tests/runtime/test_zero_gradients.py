@@ -11,11 +11,35 @@ from runtime import zero_gradients
 from runtime.dist import Ranks
 
 
-def attached(stage: int = 1, world_size: int = 1, *, offloads: bool = False) -> Any:
-    optimizer = SimpleNamespace(cpu_offload=offloads)
+class Optimizer:
+    """The methods of DeepSpeed's that can be replaced."""
+
+    def __init__(self, *, offloads: bool, overlaps: bool) -> None:
+        self.cpu_offload, self.overlap_comm = offloads, overlaps
+
+    def get_grad_norm_direct(self) -> None: ...
+
+    def _check_overflow(self) -> None: ...
+
+    def average_tensor(self) -> None: ...
+
+
+def attached(
+    stage: int = 1,
+    world_size: int = 1,
+    *,
+    offloads: bool = False,
+    overlaps: bool = False,
+    kind: type = Optimizer,
+) -> Any:
+    optimizer = kind(offloads=offloads, overlaps=overlaps)
     ranks = Ranks(0, 0, world_size, torch.device("cpu"))
     zero_gradients.attach(SimpleNamespace(optimizer=optimizer), stage, ranks)
     return optimizer
+
+
+def replaced(optimizer: Any) -> set[str]:
+    return set(vars(optimizer)) - {"cpu_offload", "overlap_comm"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -48,10 +72,24 @@ def test_a_rank_without_gradients_has_norm_zero() -> None:
 
 def test_other_stages_and_offloading_keep_deepspeeds_own() -> None:
     for optimizer in (attached(0), attached(3), attached(1, offloads=True)):
-        assert vars(optimizer).keys() == {"cpu_offload"}
+        assert not replaced(optimizer)
 
 
 def test_only_a_single_rank_leaves_averaging_out() -> None:
-    assert hasattr(attached(1, 1), "average_tensor")
-    assert not hasattr(attached(1, 2), "average_tensor")
-    assert not hasattr(attached(2, 1), "average_tensor")
+    own = {"get_grad_norm_direct", "_check_overflow"}
+    assert replaced(attached(1, 1)) == {*own, "average_tensor"}
+    for optimizer in (attached(1, 2), attached(2, 1), attached(1, 1, overlaps=True)):
+        assert replaced(optimizer) == own
+
+
+def test_another_deepspeed_keeps_its_own() -> None:
+    """One that does not call what is replaced would look for inf and NaN no more."""
+    kind = type("Renamed", (), {"__init__": Optimizer.__init__, "average_tensor": None})
+    assert not replaced(attached(kind=kind))
+
+
+def test_what_is_replaced_is_there() -> None:
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    assert all(hasattr(DeepSpeedZeroOptimizer, name) for name in zero_gradients._REPLACED)
