@@ -55,8 +55,10 @@ def restore(session: "Session", checkpoint: CheckpointInfo) -> None:
         session.branched_from = origin(checkpoint)
     with understood(checkpoint.path):
         mixed = session.loader.load_state_dict(state.values["loader"])
-        if session.saved_step is not None:  # what befell the source is no part of a branch
-            session.health.load_state_dict(state.values.get("health", {}))
+        health = state.values.get("health", {})
+        if session.saved_step is None:  # the source's troubles are not the branch's
+            health = {k: v for k, v in health.items() if k not in ("lr_factor", "rollbacks")}
+        session.health.load_state_dict(health)
         session.tokens_seen = state.values["tokens_seen"]
         session.step = state.values["step"]
         check_vocab_multiple(session.model_config, state.values["config"], key)
