@@ -1,6 +1,7 @@
 """The training engine: DeepSpeed ZeRO behind a small face. The only file that imports deepspeed."""
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -272,7 +273,7 @@ def _skip_compiler(compiler: Any) -> None:
     compiler.compile = lambda *_, **__: lambda function: function
     try:
         with contextlib.suppress(ImportError):  # then it has gone, and costs nothing
-            pass
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = kept
 
