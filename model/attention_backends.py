@@ -29,8 +29,8 @@ class Machine(NamedTuple):
         if device.type != "cuda":
             return cls(device.type)
         major, minor = torch.cuda.get_device_capability(device)
-        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-        return cls("cuda", 10 * major + minor, cudnn or 0)
+        library: Any = torch.backends.cudnn
+        return cls("cuda", 10 * major + minor, library.version() or 0)
 
 
 class Choice(NamedTuple):
@@ -63,8 +63,7 @@ def choose(
     if wanted != "auto":
         return Choice(wanted, wanted, f"attention: {wanted} asks for it", is_asked_for=True)
     if machine.device_type != "cuda":
-        rows = ", document by document" if packs_documents else ""
-        return Choice("auto", f"torch's kernel for CPUs{rows}", "there is no GPU")
+        return Choice("auto", "torch's kernel for CPUs", "there is no GPU")
     if dtype == torch.float32:
         return Choice("efficient", "memory-efficient", "flash and cuDNN take 16-bit numbers alone")
     if machine.capability < _AMPERE or config.head_dim > _WIDEST_FLASH:

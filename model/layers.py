@@ -67,10 +67,8 @@ def _draw_rows(weight: Tensor, used_rows: int, std: float, *, truncated: bool) -
     weight[used_rows:].zero_()
 
 
-class RMSNorm(nn.Module):
+class _Rms(nn.Module):
     """x / rms(x) · weight over the last dimension (Zhang & Sennrich 2019)."""
-
-    fused: Callable[..., Any] | None = None  # set by Transformer.set_kernels
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -81,37 +79,38 @@ class RMSNorm(nn.Module):
         """Set the gain to one."""
         nn.init.ones_(self.weight)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        """Normalise (…, d) to (…, d); the mean square is taken in fp32.
-
-        With a residual: normalise their sum, and return the normed and the sum.
-        """
-        if self.fused is not None:
-            return self.fused(x, residual, self.weight, None, self.eps, False)
-        total = x if residual is None else residual + x
-        normed = self._normed(total)
-        return normed if residual is None else (normed, total)
-
-    def _normed(self, x: Tensor) -> Tensor:
+    def normed(self, x: Tensor) -> Tensor:
+        """Normalise (…, d) to (…, d); the mean square is taken in fp32."""
         is_plain = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if is_plain and x.device.type == "cpu" and x.dtype == self.weight.dtype:
-            y: Tensor = _RmsNormOnCpu.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-            return y
+            return _rms_norm_on_cpu(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class HeadNorm(RMSNorm):
+class RMSNorm(_Rms):
+    """RMS norm of the residual stream, which can add to it first."""
+
+    fused: Callable[..., Any] | None = None  # set by Transformer.set_kernels
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """Normalise (…, d) to (…, d); with a residual their sum, which is returned as well."""
+        if self.fused is not None:
+            return self.fused(x, residual, self.weight, None, self.eps, False)
+        total = x if residual is None else residual + x
+        normed = self.normed(total)
+        return normed if residual is None else (normed, total)
+
+
+class HeadNorm(_Rms):
     """RMS norm of each query head, or of each key head.
 
     ZeRO-3 has a parameter whole only while its own module runs, so a kernel that needs the gains of
     both norms runs inside both: each is given what to do with its gain.
     """
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, then: Callable[[Tensor, Tensor], Any] | None = None
-    ) -> Any:
+    def forward(self, x: Tensor, then: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
         """Normalise (…, hd) to (…, hd), or return then(x, gain)."""
-        return super().forward(x) if then is None else then(x, self.weight)
+        return self.normed(x) if then is None else then(x, self.weight)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -150,6 +149,9 @@ class _RmsNormOnCpu(torch.autograd.Function):
         along = (of_gains @ weight).view(inverse.shape).div_(-len(weight))
         of_x = (gradient * weight).addcmul_(normed, along) * inverse
         return of_x.to(gradient.dtype), of_gains.sum(0), None
+
+
+_rms_norm_on_cpu: Callable[..., Tensor] = _RmsNormOnCpu.apply
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

@@ -12,7 +12,7 @@ from model.attention import Attention, KVCache, can_attend_varlen
 from model.config import ModelConfig
 from model.families import DROPS_ATTENTION_ONLY
 from model.kernels import Kernels, load
-from model.layers import Embedding, HeadNorm, LayerNorm, RMSNorm, make_mlp, make_norm
+from model.layers import Embedding, LayerNorm, RMSNorm, make_mlp, make_norm
 from model.memory import Recompute
 from model.rotary import Rotary, rotary_table
 from model.visibility import Documents, Visibility, document_layout
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.fused = fused.split_and_turn
-            elif isinstance(module, RMSNorm | LayerNorm) and not isinstance(module, HeadNorm):
+            elif isinstance(module, RMSNorm | LayerNorm):
                 module.fused = fused.norm
 
     def forward(

@@ -75,9 +75,10 @@ class Lion(torch.optim.Optimizer):
 
     def _pieces(self, parameters: list[Tensor]) -> "Iterator[_Piece]":
         for parameter in parameters:
+            assert parameter.grad is not None
             vectors = [
                 parameter.detach().view(-1),
-                parameter.grad.reshape(-1),  # type: ignore[union-attr] # there is one
+                parameter.grad.reshape(-1),
                 self.state[parameter]["momentum_buffer"].view(-1),
             ]
             for start, numel in self._stretches.get(parameter, [(0, parameter.numel())]):

@@ -23,7 +23,7 @@ def loop(work: Work, options: dict[str, Any], orders: Orders, device: torch.devi
     net.trunk.splits_documents = not options["compile"]
     if options["compile"]:
         for block in net.trunk.blocks:
-            block.compile()
+            block.forward = torch.compile(block.forward)
     groups = parameter_groups(net, WEIGHT_DECAY)
     is_mixed = options["precision"] != "fp32"
     masters = {p: p.detach().clone() for p in net.parameters()} if is_mixed else {}

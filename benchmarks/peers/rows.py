@@ -19,16 +19,6 @@ class Row(NamedTuple):
         """One name for each row."""
         return f"{self.family}: {self.name}"
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether it computes with our model."""
-        return self.peer in ("engine", "bare")
-
-    @property
-    def is_compiled_peer(self) -> bool:
-        """Whether it is someone else's, compiled and in 16 bit."""
-        return not self.is_ours and self.compile and self.precision != "fp32"
-
 
 _MASTERS, _AUTOCAST, _FP32 = "bf16 weights, fp32 masters", "bf16 autocast, fp32 weights", "fp32"
 

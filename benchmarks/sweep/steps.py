@@ -1,5 +1,6 @@
 """Training steps of one model: rate, memory, and what the time goes to."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,7 +52,7 @@ def _measure(
     net.trunk.set_recompute(recompute)
     net.trunk.splits_documents = False
     for block in net.trunk.blocks:
-        block.compile()
+        block.forward = torch.compile(block.forward)
     batch = model.batch(size, device)
     step, engine = _step(net, batch, device)
     start = time.perf_counter()
@@ -83,8 +84,7 @@ def _measure(
 def _step(net: Any, batch: dict[str, Any], device: torch.device) -> tuple[Callable[[], None], str]:
     """A step through our engine, or without DeepSpeed where it is not installed."""
     try:
-        import deepspeed  # noqa: F401
-
+        importlib.import_module("deepspeed")  # the engine imports it only when it is made
         from runtime import dist
         from runtime.deepspeed_config import deepspeed_config
         from runtime.engine import Engine
@@ -99,6 +99,7 @@ def _step(net: Any, batch: dict[str, Any], device: torch.device) -> tuple[Callab
         world_size=1,
         max_grad_norm=_OPTIM.max_grad_norm,
         device_type=device.type,
+        parameters=sum(p.numel() for p in net.parameters()),
     )
     optimizer = build_optimizer(parameter_groups(net, _OPTIM.weight_decay), _OPTIM)
     engine = Engine(net, optimizer, config, ranks)
@@ -164,11 +165,11 @@ def _head_seconds(net: Any, batch: dict[str, Any], device: torch.device) -> floa
     weight = net.output_weight().detach().to(torch.bfloat16).requires_grad_()
     hidden = torch.randn(len(wanted), weight.shape[1], device=device, dtype=torch.bfloat16)
     hidden.requires_grad_()
-    loss = getattr(linear_cross_entropy, "loss", linear_cross_entropy.reference)
 
     def both() -> None:
         hidden.grad = weight.grad = None
-        loss(hidden, weight, wanted, vocab_size=net.config.vocab_size).backward()
+        scored = linear_cross_entropy.loss(hidden, weight, wanted, vocab_size=net.config.vocab_size)
+        scored.loss.backward()
 
     try:
         return median_seconds(both, device, repeats=3, turns=3)

@@ -149,7 +149,7 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
     elif target.is_cpu:
         step = step._replace(low_s=CPU_LEAST * step.total_s, high_s=CPU_MOST * step.total_s)
     config, branch = one.config, branch_point(one.config)
-    steps = config.total_steps - (branch.step if branch else 0)
+    steps = max(0, config.total_steps - (branch.step if branch else 0))
     evaluations = evaluations_s(one, step, steps, has_data=not options.no_data)
     size = checkpoint_bytes(one.model, one.head, config.precision, config.optim.name)
     saves = saves_of(

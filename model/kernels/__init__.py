@@ -14,7 +14,7 @@ class Fused(NamedTuple):
 
 
 def load(kernels: Kernels) -> Fused:
-    """Return the operations of `kernels`; triton is imported here and nowhere before.
+    """Return the operations of `kernels`; triton is not imported before this.
 
     Raises ImportError where it is not installed.
     """

@@ -126,6 +126,9 @@ def loss(
     return Scored(found, n_correct if counts_correct else None)
 
 
+_NEEDS = -3  # where `needs` stands among the operation's arguments
+
+
 @torch.library.custom_op("ingot::linear_cross_entropy", mutates_args=())
 def _forward(
     hidden: Tensor,
@@ -237,20 +240,9 @@ def _accumulated(x: Tensor) -> torch.dtype:
 
 @_forward.register_fake
 def _(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    vocab_size: int,
-    softcap: float | None,
-    label_smoothing: float,
-    z_loss: float,
-    ignore_index: int,
-    chunk_rows: int,
-    needs: list[bool],
-    counts_correct: bool,
-    kernels: str,
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *more: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    needs = more[_NEEDS]
     grads = _Gradients(hidden, weight, bias, needs)
     scalar = hidden.new_empty((), dtype=_accumulated(hidden))
     n_correct = hidden.new_empty((), dtype=torch.int64)
@@ -258,10 +250,10 @@ def _(
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    hidden, weight, _, bias, *_, needs, _, _ = inputs
+    hidden, weight, _, bias, *more = inputs
     ctx.save_for_backward(*output[2:])
     ctx.set_materialize_grads(False)  # of the gradients' own: zeros as large as they are
-    ctx.needs = needs
+    ctx.needs = more[_NEEDS]
     ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
 
 
@@ -277,7 +269,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
 
 
 def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """x · factor, rounded once, without a tensor in between as wide as factor."""
+    """x · factor, rounded once to dtype."""
     if x.is_cuda:
         # Of no dimension, a tensor on a GPU is rounded to x's dtype first.
         factor = factor.reshape((1,) * x.dim())
@@ -290,6 +282,6 @@ _forward.register_autograd(_backward, setup_context=_keep)
 @register_flop_formula(torch.ops.ingot.linear_cross_entropy)
 def _flops(hidden: list[int], weight: list[int], *arguments: Any, **more: Any) -> int:
     """Of one matrix product forward, and one for each gradient that is made with it."""
-    needs = arguments[-3]
+    needs = arguments[_NEEDS]
     products: int = 1 + needs[0] + needs[1]
     return 2 * hidden[0] * weight[0] * weight[1] * products

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.h200 import run_part
+from benchmarks.kernels import run as measure_once
+from benchmarks.operations import OPERATIONS
 from benchmarks.peers.report import targets
+from benchmarks.sweep.models import DRY_MODELS
+from benchmarks.sweep.steps import _head_seconds
+from model import build
 from tests.processes import run
 
 
@@ -59,6 +65,26 @@ def test_operations_are_measured_or_said_to_be_missing(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "kernels_cpu.json").read_text())["rows"]
     assert {row["op"] for row in rows} == {"norm", "rotary"}
     assert all("left_out" in row or row["both_ms"] > 0 for row in rows)
+
+
+def test_the_loss_is_computed_by_each_way_that_needs_no_compiler() -> None:
+    cpu, found = torch.device("cpu"), {}
+    for way in ("eager", "ours"):
+        torch.manual_seed(0)
+        operation = OPERATIONS["linear_cross_entropy"]
+        case = operation.case(way, operation.shapes("dry")[0], torch.float32, cpu)
+        measure_once(case, backward=True)
+        found[way] = [
+            float(case.call().detach()),
+            *(float(leaf.grad.norm()) for leaf in case.leaves),
+        ]
+    assert found["ours"] == pytest.approx(found["eager"], rel=1e-5)
+
+
+def test_the_head_of_a_swept_model_is_timed() -> None:
+    model = DRY_MODELS[0]
+    net, cpu = build(model.config()), torch.device("cpu")
+    assert _head_seconds(net, model.batch(2, cpu), cpu) > 0
 
 
 def test_a_part_of_a_sweep_reports_its_rows(tmp_path: Path) -> None:

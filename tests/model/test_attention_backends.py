@@ -41,7 +41,7 @@ def _switches_back() -> Iterator[None]:
         (H200, FP32, True, "efficient", "take 16-bit numbers alone"),
         (H200, BF16, True, "flash", "attention: flash, varlen, because rows hold texts apart"),
         (Machine("cpu"), BF16, False, "auto", "torch's kernel for CPUs, because there is no GPU"),
-        (Machine("cpu"), BF16, True, "auto", "for CPUs, document by document, because"),
+        (Machine("cpu"), BF16, True, "auto", "torch's kernel for CPUs, because there is no GPU"),
     ],
 )
 def test_the_table(
