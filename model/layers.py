@@ -82,7 +82,9 @@ class _Rms(nn.Module):
     def normed(self, x: Tensor) -> Tensor:
         """Normalise (…, d) to (…, d); the mean square is taken in fp32."""
         is_plain = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if is_plain and x.device.type == "cpu" and x.dtype == self.weight.dtype:
+        # In 16 bit alone: in fp32 its rounding would be another one than that of transformers.
+        is_low = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == self.weight.dtype
+        if is_plain and is_low and x.device.type == "cpu":
             return _rms_norm_on_cpu(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 

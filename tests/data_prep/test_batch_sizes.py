@@ -122,3 +122,11 @@ def test_the_documents_of_a_step_are_told(prepared, tmp_path, capsys):
 def test_a_size_that_ranks_cannot_share_is_refused(prepared):
     with pytest.raises(UserError, match=r"global_batch_size=6 .*cannot be shared by 4 ranks"):
         ranks_of(prepared, 4, ramp=((3, 6),))
+
+
+def test_no_more_is_looked_up_ahead_than_without_a_ramp(prepared):
+    loader = ranks_of(prepared, 1, global_batch_size=1024, ramp=((4, 1),))[0]
+    loader.samples(0)
+    ahead = [len(rows) for rows in loader._located.values()]
+    assert ahead[:5] == [1, 1, 1, 1, 1024]
+    assert 2048 <= sum(ahead) <= 2048 + 1024

@@ -44,7 +44,7 @@ def rotary_case(n_heads, n_kv_heads, width, has_norm):
 
     def of(function):
         return lambda packed, *gains: function(
-            packed, Rotary(angle.cos(), angle.sin()), n_heads, n_kv_heads, gains, EPS
+            packed, Rotary.of(angle.cos(), angle.sin()), n_heads, n_kv_heads, gains, EPS
         )
 
     return of(split_and_turn), of(reference), tensors

@@ -16,6 +16,7 @@ from launch.check.stage import stage_of
 from model.config import ModelConfig
 from model.flops import parameters
 from pretrain.config import PretrainConfig, check
+from runtime import hardware
 from runtime.config import ConfigError, load
 from tests import tiny_run
 from tests.architecture.source import ROOT
@@ -364,3 +365,12 @@ def test_a_probe_measures_the_step(write: Any, told: Any) -> None:
     spread = reckoned["time"]["high_s"] / reckoned["time"]["low_s"]
     assert spread == pytest.approx(2.0 / 0.7)  # until it is measured
     assert 0 < found["time"]["low_s"] < found["time"]["total_s"] < found["time"]["high_s"] < 60
+
+
+def test_a_compiler_that_is_not_there(
+    write: Any, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(compile=True, run__device="cpu")
+    assert "compile" not in advised(told(path))
+    monkeypatch.setattr(hardware, "has_cpp_compiler", lambda: False)
+    assert "no C++ compiler is on PATH: the run goes on without" in advised(told(path))["compile"]

@@ -186,6 +186,22 @@ def test_fp32():
     assert training_memory(config, 64, 2, head="sequence").logits == 0
 
 
+def test_the_loss_over_the_vocabulary():
+    """All in one chunk and block: scores, and their log-probabilities in fp32."""
+    config = small("gpt2")
+    found = loss_memory(config, 128, dtype="fp32")
+    assert found.scores == 2 * (4 * 128 * 400)
+    assert (found.matrix, found.hidden) == (4 * 400 * config.d_model, 4 * 128 * config.d_model)
+    low = loss_memory(config, 128)
+    assert (low.scores, low.hidden) == ((2 + 4 + 4) * 128 * 400, 2 * 128 * config.d_model)
+    quarter = training_memory(config, 64, 2, dtype="fp32", predicted_fraction=0.25)
+    assert quarter.logits == loss_memory(config, 32, dtype="fp32").total < found.total
+    # More than a chunk: only its own scores are there.
+    wide = small("gpt2", vocab_size=50_304)
+    many = loss_memory(wide, 65_536, device_type="cpu").scores
+    assert many == pytest.approx(loss_memory(wide, 1024, device_type="cpu").scores)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_kv_cache(family):
     config = small(family)
