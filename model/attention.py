@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from model import buckets
 from model.config import ModelConfig
+from model.dot_product import attend
 from model.families import DROPS_ATTENTION_ONLY
 from model.layers import HeadNorm, Linear
 from model.rotary import Rotary, rotate
 from model.visibility import Visibility
-
-_SHORT = 256  # tokens
 
 Parts = tuple[Tensor, Tensor, Tensor]  # queries, keys, values
 
@@ -86,24 +85,19 @@ class Attention(nn.Module):
         """Map (B, T, d_model) to (B, T, d_model)."""
         batch_size, seq_len, _ = x.shape
         packed = self.qkv(x).view(batch_size, seq_len, -1, self.head_dim)  # (B, T, H+2·Hkv, hd)
-        q, k, v = self._split(packed, rotary, widens=cache is None)
+        q, k, v = self._split(packed, rotary)
         y = self._attend(q, k, v, visibility, cache).reshape(batch_size, seq_len, -1)
-        out: Tensor = self.output(y.to(x.dtype))  # (B, T, H·hd) → (B, T, d)
+        out: Tensor = self.output(y)  # (B, T, H·hd) → (B, T, d)
         return F.dropout(out, self.residual_dropout, self.training)
 
-    def _split(self, packed: Tensor, rotary: Rotary | None, *, widens: bool) -> Parts:
-        """Return q (B, T, H, hd), k and v (B, T, Hkv, hd); q and k normalised and turned.
-
-        widens: they may be in fp32, as no cache must take them.
-        """
+    def _split(self, packed: Tensor, rotary: Rotary | None) -> Parts:
+        """Return q (B, T, H, hd), k and v (B, T, Hkv, hd); q and k normalised and turned."""
         if self.fused is not None and rotary is not None:
             return self._split_fused(self.fused, packed, rotary)
         sizes = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
         q, k, v = packed.split_with_sizes(sizes, dim=2)
         if self.normalises_qk:
             q, k = self.q_norm(q), self.k_norm(k)
-        if widens and _is_faster_in_fp32(packed):
-            q, k, v = q.float(), k.float(), v.float()
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         return q, k, v
@@ -141,21 +135,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         mask = visibility.mask_of(self.window)
-        groups = self.n_heads // self.n_kv_heads
-        if groups > 1 and mask is not None:
-            # With a mask, SDPA's fused backends take grouped heads on few devices only; the
-            # fallback would materialise all scores, so the heads are repeated instead.
-            k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-            groups = 1
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=visibility.causal and mask is None and q.shape[2] > 1,
-            enable_gqa=groups > 1,
-        )
+        y = attend(q, k, v, mask=mask, causal=visibility.causal, dropout=dropout)
         return y.transpose(1, 2)
 
     def _attend_varlen(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
@@ -176,17 +156,6 @@ class Attention(nn.Module):
         y = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=window)
         assert isinstance(y, Tensor)
         return y
-
-
-def _is_faster_in_fp32(x: Tensor) -> bool:
-    """Whether to train on x (B, T, …) with attention in fp32.
-
-    The backward pass of torch's kernel for a CPU is 2 to 3 times slower in bf16 on short texts.
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    # The length last: asked for in vain, it would bind an exported model to lengths below it.
-    return x.device.type == "cpu" and x.dtype != torch.float32 and x.shape[1] <= _SHORT
 
 
 def can_attend_varlen(x: Tensor, config: ModelConfig, *, training: bool) -> bool:

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from model import dot_product
 from model.bands import band, reach
 from model.config import ModelConfig
 
@@ -105,22 +105,11 @@ def attend(
     q_parts, k_parts, v_parts = (
         torch.split(t.index_select(0, plan.gather), sizes) for t in (q, k, v)
     )
-    groups = q.shape[1] // k.shape[1]
     done = []
     for bucket, *parts in zip(plan.buckets, q_parts, k_parts, v_parts, strict=True):
         mask = bucket.local_mask if local else bucket.mask
         shape = (bucket.documents, bucket.length, -1, q.shape[2])
         qb, kb, vb = (part.view(shape).transpose(1, 2) for part in parts)  # (n, H, L, hd)
-        if groups > 1 and mask is not None:  # as in Attention
-            kb, vb = (t.repeat_interleave(groups, dim=1) for t in (kb, vb))
-        y = F.scaled_dot_product_attention(
-            qb,
-            kb,
-            vb,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=causal and mask is None,
-            enable_gqa=groups > 1 and mask is None,
-        )
+        y = dot_product.attend(qb, kb, vb, mask=mask, causal=causal, dropout=dropout)
         done.append(y.transpose(1, 2).flatten(0, 1))
     return torch.cat(done).index_select(0, plan.scatter)

@@ -51,11 +51,13 @@ class Model(nn.Module):
 class LanguageModel(Model):
     """A head over the vocabulary, its matrix the token embedding's own where they are tied.
 
-    Set from outside, for training alone: `label_smoothing`, `z_loss` (see `linear_cross_entropy`).
+    Set from outside, for training alone: `label_smoothing`, `z_loss` (see `linear_cross_entropy`),
+    and `compiles_loss`, whether torch's compiler makes the loss's kernel where ours does not.
     """
 
     label_smoothing = 0.0
     z_loss = 0.0
+    compiles_loss = False
     kernels: Kernels = "torch"  # set by `set_kernels`
 
     def __init__(self, config: ModelConfig) -> None:
@@ -92,6 +94,7 @@ class LanguageModel(Model):
 
     def _score(self, hidden: Tensor, targets: Tensor) -> Output:
         """Loss of hidden states (N, d) at targets (N,); outside training also how many are hit."""
+        is_compiled = self.compiles_loss and self.training and self.kernels == "torch"
         found = linear_cross_entropy.loss(
             hidden,
             self.output_weight(),
@@ -103,7 +106,7 @@ class LanguageModel(Model):
             z_loss=self.z_loss if self.training else 0.0,
             ignore_index=IGNORE_INDEX,
             counts_correct=not self.training,
-            kernels=self.kernels,
+            kernels="inductor" if is_compiled else self.kernels,
         )
         return Output(loss=found.loss, token_loss=found.loss, n_correct=found.n_correct)
 

@@ -56,6 +56,7 @@ def build_engine(
     net.trunk.attends_varlen = choice.backend in ("auto", "flash")
     if isinstance(net, LanguageModel):
         net.label_smoothing, net.z_loss = config.loss.label_smoothing, config.loss.z_loss
+        net.compiles_loss = compilation.is_on
     is_muon = config.optim.name == "muon"
     groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
     optimizer = build_optimizer(groups, config.optim)

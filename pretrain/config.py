@@ -67,8 +67,8 @@ class PretrainConfig(Config):
     )
     compile: bool = key(
         False,
-        "torch.compile each block, with a cache in the run directory; where that does not work (on "
-        "a CPU it needs a C++ compiler) the run says so and goes on without",
+        "torch.compile each block and the loss, with a cache in the run directory; where that does "
+        "not work (on a CPU it needs a C++ compiler) the run says so and goes on without",
     )
     attention: AttentionBackend = key(
         "auto",

@@ -30,6 +30,7 @@ OWNED_KEYS = {
 }
 
 _BUCKET = 500_000_000  # elements that are reduced, or gathered, at a time
+_BUCKET_ALONE = 1 << 20  # the same where there is one rank: stages 1 and 2 copy, and send nothing
 _PARAMETER_BUFFERS = 8  # more than the parameters of any one module
 
 
@@ -78,7 +79,9 @@ def deepspeed_config(
             "bf16_optimizer_states": False,
         },
         "torch_autocast": {"enabled": False},
-        "zero_optimization": _zero_section(parallel, device_type, min(_BUCKET, parameters))
+        "zero_optimization": _zero_section(
+            parallel, device_type, _bucket(parallel, world_size, parameters)
+        )
         | _offload(parallel, device_type, swap_directory, -(-largest_parameter // world_size)),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its CPU Adam compiles C++ for a minute
@@ -93,6 +96,11 @@ def deepspeed_config(
         "dataloader_drop_last": False,
     }
     return _merge(config, extra or {})
+
+
+def _bucket(parallel: Parallel, world_size: int, parameters: int) -> int:
+    is_alone = world_size == 1 and parallel.zero_stage < 3
+    return min(_BUCKET_ALONE if is_alone else _BUCKET, parameters)
 
 
 def _zero_section(parallel: Parallel, device_type: str, bucket: int) -> dict[str, Any]:

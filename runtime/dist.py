@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -180,7 +181,10 @@ def shutdown() -> None:
     while _endings:
         _endings.pop()()
     if torch_dist.is_initialized():
-        torch_dist.destroy_process_group()
+        # DeepSpeed keeps groups in globals, which a later engine of this process would take.
+        deepspeed = sys.modules.get("deepspeed")
+        comm = deepspeed.comm if deepspeed and deepspeed.comm.is_initialized() else torch_dist
+        comm.destroy_process_group()
     _control = _meeting = None
 
 

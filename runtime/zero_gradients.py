@@ -15,7 +15,8 @@ from runtime.dist import Ranks
 
 # Numbers whose squares a CPU adds up one after the other in fp32: a million of them would lose a
 # thousandth. A GPU's kernel takes short stretches by itself.
-_CHUNK = 1 << 14
+_STRETCH = 1 << 14
+_COPIED = 1 << 20  # numbers that are converted to fp32 at once
 
 _REPLACED = ("get_grad_norm_direct", "_check_overflow", "average_tensor")
 
@@ -42,17 +43,30 @@ def _norm(optimizer: Any, ranks: Ranks, gradients: Sequence[torch.Tensor], *_: A
 
     gradients: those of this rank's partition, and zeros that fill it up.
     """
-    pieces = list(gradients)
-    if ranks.device.type == "cpu":
-        pieces = [piece for whole in pieces for piece in torch.split(whole.flatten(), _CHUNK)]
     total = torch.zeros((), device=ranks.device)
-    if pieces:
-        norms = torch._foreach_norm(pieces, 2, dtype=torch.float32)
-        total = torch.linalg.vector_norm(torch.stack(norms)).square()
+    if gradients:
+        on_cpu = ranks.device.type == "cpu"
+        norms = _norms_on_cpu(gradients) if on_cpu else _norms(gradients)
+        total = torch.linalg.vector_norm(norms).square()
     if ranks.world_size > 1:
         torch.distributed.all_reduce(total, group=optimizer.dp_process_group)
     norm = total.sqrt()
     return torch.where(norm.isfinite(), norm, -1.0)
+
+
+def _norms(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(torch._foreach_norm(list(gradients), 2, dtype=torch.float32))
+
+
+def _norms_on_cpu(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of stretches of them; many in one operation, for which it takes all its threads."""
+    found = []
+    for part in (part for g in gradients for part in torch.split(g.flatten(), _COPIED)):
+        whole = len(part) // _STRETCH * _STRETCH
+        rows = part[:whole].view(-1, _STRETCH).float()
+        found.append(torch.linalg.vector_norm(rows, dim=1))
+        found.append(torch.linalg.vector_norm(part[whole:].float()).view(1))
+    return torch.cat(found)
 
 
 def _leave_to_the_norm(*_: Any) -> None:

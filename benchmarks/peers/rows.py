@@ -32,19 +32,25 @@ def rows(device_type: str) -> list[Row]:
     """Every row: each peer's documented default, and the same precision eager and compiled."""
     on_gpu = device_type == "cuda"
     default = ("bf16", True, True, _AUTOCAST) if on_gpu else ("fp32", False, False, _FP32)
+    ours = [
+        row
+        for family in ("gpt2", "llama")
+        for row in (
+            _ours(family, "ours", "engine", compiles=True),
+            _ours(family, "ours eager", "engine", compiles=False),
+            _ours(family, "without DeepSpeed eager", "bare", compiles=False),
+            _ours(family, "without DeepSpeed compiled", "bare", compiles=True),
+        )
+    ]
     return [
-        _ours("gpt2", "ours", "engine", compiles=True),
-        _ours("gpt2", "ours, no DeepSpeed", "bare", compiles=True),
-        _ours("gpt2", "ours, eager", "engine", compiles=False),
-        _ours("gpt2", "ours, fp32", "engine", "fp32", compiles=True),
+        *ours,
+        _ours("gpt2", "ours fp32", "engine", "fp32", compiles=True),
         Row("nanoGPT default", "gpt2", "nanogpt", *default),
         Row("nanoGPT eager", "gpt2", "nanogpt", "bf16", False, False, _AUTOCAST),
         Row("nanoGPT compiled", "gpt2", "nanogpt", "bf16", True, True, _AUTOCAST),
         Row("Trainer default", "gpt2", "trainer", "fp32", False, True, _FP32),
         Row("Trainer eager", "gpt2", "trainer", "bf16", False, True, _AUTOCAST),
         Row("Trainer compiled", "gpt2", "trainer", "bf16", True, True, _AUTOCAST),
-        _ours("llama", "ours", "engine", compiles=True),
-        _ours("llama", "ours, no DeepSpeed", "bare", compiles=True),
         Row("litgpt default", "llama", "litgpt", "bf16", True, on_gpu, _AUTOCAST),
         Row("litgpt eager", "llama", "litgpt", "bf16", False, True, _AUTOCAST),
         Row("litgpt compiled", "llama", "litgpt", "bf16", True, True, _AUTOCAST),

@@ -99,11 +99,11 @@ def held(
         device_type="cpu" if is_cpu else "cuda",
     )
     zero = deepspeed_config(
-        Parallel(),
+        Parallel(zero_stage=layout.zero_stage),
         "bf16",
         micro_batch_size=1,
         accumulation_steps=1,
-        world_size=1,
+        world_size=layout.n_ranks,
         max_grad_norm=1.0,
         device_type="cpu" if is_cpu else "cuda",
         parameters=size,

@@ -7,7 +7,8 @@ the matrix, so that the backward pass has nothing left to do but scale (after Hs
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,13 +93,14 @@ def loss(
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     counts_correct: bool = False,
-    kernels: Kernels = "torch",
+    kernels: Kernels | Literal["inductor"] = "torch",
 ) -> Scored:
     """`reference`, in chunks; also how many rows are guessed right, where that is asked for.
 
     chunk_rows: rows whose logits are held at once; None: as the device likes it. Changes the result
-    by rounding only. kernels: what turns logits into their gradient. The gradient of `weight` is
-    added up in fp32. Can't be differentiated twice, nor with `create_graph=True`.
+    by rounding only. kernels: what turns logits into their gradient; inductor: torch's compiler.
+    The gradient of `weight` is added up in fp32. Can't be differentiated twice, nor with
+    `create_graph=True`.
     """
     is_on = torch.is_grad_enabled()
     needs = [is_on and x is not None and x.requires_grad for x in (hidden, weight, bias)]
@@ -187,10 +189,18 @@ def _shares(is_kept: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
 def _rows_of(kernels: str) -> Callable[..., Tensor]:
     if kernels == "torch":
         return cross_entropy_rows.rows_
+    if kernels == "inductor":
+        return _compiled_rows()
     from model.kernels import cross_entropy_rows_triton
 
     found: Callable[..., Tensor] = cross_entropy_rows_triton.rows_
     return found
+
+
+@cache
+def _compiled_rows() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(cross_entropy_rows.in_few_passes_)
+    return compiled
 
 
 class _Gradients:

@@ -26,6 +26,8 @@ ALL = [command for page in WITH_COMMANDS for command in page.commands()]
 # The handbook's example (test_failures.py), a task of the evaluation harness, what a search covers.
 NO_CONFIGS = ("wrong.yaml", "my-tasks/my_task.yaml", "space.yaml")
 GPT = "docs/pretrain-gpt.md"
+# A branch begins in the middle of a run.
+_CHECKPOINT = r"(?<!branch_from=)runs/(\S+?)/checkpoints/step_(\d{8})"
 MOST_COVERED = 24  # of about a hundred: a list that grows is a list that hides
 
 
@@ -125,7 +127,7 @@ def test_steps_named_are_those_of_the_config() -> None:
     """`runs/X/checkpoints/step_N` on a page: N is the length of the run that X's config says."""
     named = set()
     for block in (b for found in pages() for b in found.blocks if b.language != "text"):
-        for run, step in re.findall(r"runs/(\S+?)/checkpoints/step_(\d{8})", block.text):
+        for run, step in re.findall(_CHECKPOINT, block.text):
             named.add((block.page, run, int(step)))
     assert named
     for name, run, step in sorted(named):

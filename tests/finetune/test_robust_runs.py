@@ -33,7 +33,7 @@ NOISE = {"delete": 0.1, "swap": 0.1, "replace": 0.1}
 def test_a_run_learns(tmp_path, robust):
     for name, count, seed in (("train", 300, 1), ("dev", 60, 2), ("test", 60, 3)):
         write_jsonl(tmp_path / f"{name}.jsonl", animal_texts(count, seed, longest=6))
-    assert finetune(config_file(tmp_path, **{**LEARN, "robust": robust})) == 0
+    assert finetune(config_file(tmp_path, **{**LEARN, "optim__lr": 3e-3, "robust": robust})) == 0
     assert read_report(tmp_path / "run")["accuracy"] >= 0.9
 
 

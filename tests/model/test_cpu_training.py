@@ -4,11 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import build, preset
-from model.attention import KVCache
-from model.layers import RMSNorm
+from model import dot_product, preset
+from model.layers import ACTIVATIONS, RMSNorm
 from model.rotary import Rotary, rotary_table, rotate
-from tests.model.shapes import relative_error, token_ids
+from tests.model.shapes import relative_error
 from tests.processes import run
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3}
@@ -60,23 +59,72 @@ def test_rotation_and_its_gradient_are_those_of_complex_numbers():
         assert relative_error(rotate(x, Rotary(*table)), turned(x)) <= 1e-6
 
 
-def test_short_texts_are_attended_to_in_fp32_where_gradients_are_wanted(monkeypatch):
-    kinds = []
+def attended(q, k, v, onto, dtype, **options):
+    inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+    y = dot_product.attend(*inputs, dropout=0.0, **options)
+    return [y, *torch.autograd.grad(y, inputs, onto.to(dtype))]
 
-    def attention(q, k, v, **options):
-        kinds.append(q.dtype)
-        return plain(q, k, v, **options)
 
-    plain = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    net = build(preset("llama-tiny", n_layers=1, max_seq_len=512)).bfloat16()
-    ids = token_ids(net.config, 1, 300)
-    for inputs in (ids[:, :256], ids[:, :257]):
-        assert net(inputs).logits.dtype == torch.bfloat16
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("sees", ["left", "all", "some"])
+@pytest.mark.parametrize(("loudness", "most"), [(1, 8e-3), (4, 2e-2)])
+def test_gradients_of_short_attention_are_those_of_fp64(kv_heads, sees, loudness, most):
+    q, onto = (draw(2, 4, 48, 24, seed=n).bfloat16() for n in (0, 1))
+    k, v = (draw(2, kv_heads, 48, 24, seed=n).bfloat16() for n in (2, 3))
+    mask = (draw(2, 1, 48, 48) > 0) | torch.eye(48, dtype=torch.bool)
+    options = {"mask": mask if sees == "some" else None, "causal": sees == "left"}
+    q = q * loudness
+    found = attended(q, k, v, onto, torch.bfloat16, **options)
+    assert found[0].grad_fn.name() == "_ShortBackward"
+    want = attended(q.double(), k.double(), v.double(), onto, torch.float64, **options)
+    for ours, theirs in zip(found, want, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert relative_error(ours, theirs) <= most
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "seen", "dropout", "is_short"),
+    [
+        (torch.bfloat16, 256, 256, 0.0, True),
+        (torch.bfloat16, 257, 257, 0.0, False),
+        (torch.bfloat16, 8, 9, 0.0, False),  # after a prompt
+        (torch.bfloat16, 8, 8, 0.1, False),
+        (torch.float32, 8, 8, 0.0, False),
+    ],
+)
+def test_where_attention_has_a_gradient_of_its_own(dtype, length, seen, dropout, is_short):
+    q, kv = torch.zeros(1, 2, length, 8, dtype=dtype), torch.zeros(1, 2, seen, 8, dtype=dtype)
+    q.requires_grad_()
+    options = {"mask": None, "causal": length == seen, "dropout": dropout}
+    y = dot_product.attend(q, kv, kv, **options)
+    assert (y.grad_fn.name() == "_ShortBackward") == is_short
     with torch.no_grad():
-        net(ids[:, :256])
-    net(ids[:, :9], cache=KVCache(net.config, 1, 16, ids.device, torch.bfloat16))
-    assert kinds == [torch.float32, *[torch.bfloat16] * 3]
+        assert dot_product.attend(q, kv, kv, **options).grad_fn is None
+
+
+def test_attention_compiles_into_one_graph():
+    q, k, v, onto = (draw(2, 4, 24, 16, seed=n).bfloat16() for n in range(4))
+    eager = attended(q, k, v, onto, torch.bfloat16, mask=None, causal=True)
+    attend, dot_product.attend = (
+        dot_product.attend,
+        torch.compile(dot_product.attend, fullgraph=True, backend="aot_eager"),
+    )
+    try:
+        compiled = attended(q, k, v, onto, torch.bfloat16, mask=None, causal=True)
+    finally:
+        dot_product.attend = attend
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_compiled_gelu_is_torchs():
+    activation = ACTIVATIONS["gelu_tanh"]
+    compiled = torch.compile(activation, fullgraph=True, backend="aot_eager")
+    x = torch.linspace(-30, 30, 1001, dtype=torch.float64).requires_grad_()
+    found, want = compiled(x), F.gelu(x, approximate="tanh")
+    assert "Gelu" not in found.grad_fn.name()
+    assert relative_error(found, want) <= 1e-14
+    gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (found, want)]
+    assert relative_error(*gradients) <= 1e-14
 
 
 def test_names_of_parameters_are_listed_without_the_compiler():

@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from model import ModelConfig, attention, build, preset
+from model import ModelConfig, build, dot_product, preset
 from model.attention import KVCache
 from model.config import FAMILIES
 from model.flops import parameters
@@ -94,7 +94,7 @@ class FusedNorm(torch.autograd.Function):
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(_Rms, "normed", lambda self, x: FusedNorm.apply(x, self.weight, self.eps))
-    monkeypatch.setattr(attention, "_is_faster_in_fp32", lambda x: False)
+    monkeypatch.setattr(dot_product, "_is_short_training", lambda *_: False)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.family}-{c.mlp}-{c.norm_place}")

@@ -86,6 +86,45 @@ def test_extra_is_merged_last_and_deeply() -> None:
     assert config["dump_state"] is True
 
 
+@pytest.mark.parametrize(
+    ("stage", "world_size", "parameters", "bucket"),
+    [
+        (1, 1, 10**9, 1 << 20),  # nothing is sent: the copies alone would count
+        (2, 1, 1000, 1000),
+        (3, 1, 10**9, 500_000_000),
+        (1, 2, 10**9, 500_000_000),
+        (1, 2, 1000, 1000),
+    ],
+)
+def test_buckets_are_no_larger_than_it_pays(
+    stage: int, world_size: int, parameters: int, bucket: int
+) -> None:
+    parallel = Parallel(zero_stage=stage)
+    config = settings(parallel=parallel, world_size=world_size, parameters=parameters)
+    assert config["zero_optimization"]["reduce_bucket_size"] == bucket
+
+
+def test_a_process_may_have_one_engine_after_another() -> None:
+    """DeepSpeed's globals must not keep groups of an engine that has gone."""
+    script = """
+import torch
+from runtime import dist
+from runtime.engine import Engine
+from tests.runtime.test_engine import settings
+for stage in (1, 3):
+    ranks = dist.init("cpu", timeout_s=60)
+    net = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(net.parameters())
+    keys = {"world_size": 1, "accumulation_steps": 1, "precision": "fp32"}
+    Engine(net, optimizer, settings(**keys, extra={"zero_optimization": {"stage": stage}}), ranks)
+    dist.shutdown()
+print("both")
+"""
+    status, output = run(["-c", script])
+    assert status == 0, output
+    assert output.split()[-1] == "both"
+
+
 def test_owned_keys_are_found_at_any_depth() -> None:
     extra = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}, "gradient_clipping": 3}
     assert dict(owned_keys(extra)) == {

@@ -73,14 +73,22 @@ def _of(file: str, node: ast.AST) -> Iterator[str]:
             yield from _of_loader(file, node, owner)
         if method == "safe_globals" and file not in ALLOWS_NAMES:
             yield "lets torch.load make other things"
-        if method == "import_module" and file not in IMPORTS_BY_NAME:
-            yield "imports by name"
+        if method == "import_module":
+            yield from _of_import_by_name(file, node)
         if owner == "subprocess" and method in STARTS_PROCESSES:
             yield from _of_process(node)
     elif isinstance(node, ast.Attribute) and node.attr in BANNED_ATTRIBUTES:
         yield f"uses {node.attr}"
     elif isinstance(node, ast.Attribute) and node.attr == "__globals__":
         yield "looks into a function's globals"
+
+
+def _of_import_by_name(file: str, node: ast.Call) -> Iterator[str]:
+    match node.args:
+        case [ast.Constant(value=str(name))]:  # the file's own word, as in an import statement
+            yield from _of_import(file, ast.Import([ast.alias(name)]))
+        case _ if file not in IMPORTS_BY_NAME:
+            yield "imports by name"
 
 
 def _of_import(file: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:

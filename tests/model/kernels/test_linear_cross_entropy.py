@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from model.kernels import linear_cross_entropy
+from model.kernels.cross_entropy_rows import in_few_passes_
 from model.kernels.linear_cross_entropy import loss, reference
 
 CLASSES, ROWS_IN_MEMORY, WIDTH, N = 50, 56, 12, 37
@@ -19,6 +21,13 @@ OPTIONS = [
 CHUNKS = [None, 1, 7, N, 1000]
 
 
+@pytest.fixture(params=["torch", "inductor"])
+def kernels(request, monkeypatch):
+    """What computes rows; what a compiler is given, without compiling it."""
+    monkeypatch.setattr(linear_cross_entropy, "_compiled_rows", lambda: in_few_passes_)
+    return request.param
+
+
 def case(dtype=torch.float64, seed=0, n=N):
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (
@@ -30,12 +39,12 @@ def case(dtype=torch.float64, seed=0, n=N):
     return hidden, weight, bias, targets
 
 
-def both(inputs, targets, *, scale=3, chunk_rows=None, **options):
+def both(inputs, targets, *, scale=3, chunk_rows=None, kernels="torch", **options):
     """Loss and gradients (of `scale` times the loss) of ours, and of the reference in fp64."""
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    results = []
+    results, ours = [], {"chunk_rows": chunk_rows, "kernels": kernels}
     for (hidden, weight, bias), compute in (
-        (inputs, lambda *a, **more: loss(*a, **more, chunk_rows=chunk_rows).loss),
+        (inputs, lambda *a, **more: loss(*a, **more, **ours).loss),
         (exact, reference),
     ):
         found = compute(hidden, weight, targets, bias=bias, vocab_size=CLASSES, **options)
@@ -52,9 +61,9 @@ def error(got, want):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("chunk_rows", CHUNKS)
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-def test_equals_the_reference(options, chunk_rows, dtype, most):
+def test_equals_the_reference(options, chunk_rows, dtype, most, kernels):
     *inputs, targets = case(dtype)
-    ours, plain = both(inputs, targets, chunk_rows=chunk_rows, **options)
+    ours, plain = both(inputs, targets, chunk_rows=chunk_rows, kernels=kernels, **options)
     assert [x.dtype for x in ours[1:]] == [dtype] * 3
     assert max(map(error, ours, plain)) <= most
     assert not ours[2][CLASSES:].any(), "rows that only fill up the matrix were trained"
@@ -62,10 +71,11 @@ def test_equals_the_reference(options, chunk_rows, dtype, most):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("chunk_rows", [None, 7])
-def test_bf16_is_no_worse_than_plain_bf16(options, chunk_rows):
+def test_bf16_is_no_worse_than_plain_bf16(options, chunk_rows, kernels):
     # A scale that is a power of two, as in a run of equal micro-batches, is not rounded again.
     *inputs, targets = case(torch.bfloat16, n=301)
-    ours, exact = both(inputs, targets, scale=4, chunk_rows=chunk_rows, **options)
+    how = {"chunk_rows": chunk_rows, "kernels": kernels}
+    ours, exact = both(inputs, targets, scale=4, **how, **options)
     hidden, weight, bias = inputs
     plain = reference(hidden, weight, targets, bias=bias, vocab_size=CLASSES, **options)
     plain = (plain.detach(), *torch.autograd.grad(4 * plain, inputs))
@@ -107,20 +117,20 @@ def test_large_logits_neither_overflow_nor_vanish():
 
 
 @pytest.mark.parametrize("n", [0, 1, 6])
-def test_nothing_to_predict_is_zero(n):
+def test_nothing_to_predict_is_zero(n, kernels):
     *inputs, targets = case(torch.float32, n=n)
-    ours, _ = both(inputs, torch.full_like(targets, -100))
+    ours, _ = both(inputs, torch.full_like(targets, -100), kernels=kernels)
     assert [float(x.abs().sum()) for x in ours] == [0.0] * 4
 
 
-def test_ignored_rows_may_hold_anything():
+def test_ignored_rows_may_hold_anything(kernels):
     *inputs, targets = case()
     weight = inputs[1].detach()
     clean, spoilt = (inputs[0].detach().clone() for _ in range(2))
     spoilt[targets == -100] = torch.nan
     found = []
     for hidden in (clean.requires_grad_(), spoilt.requires_grad_()):
-        out = loss(hidden, weight, targets, vocab_size=CLASSES).loss
+        out = loss(hidden, weight, targets, vocab_size=CLASSES, kernels=kernels).loss
         found.append((out.detach(), *torch.autograd.grad(out, hidden)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -204,6 +214,16 @@ def test_compiles_into_one_graph():
         for found in (f(hidden, weight, targets) for f in (compute, compiled))
     ]
     assert all(torch.equal(a, b) for a, b in zip(*ours, strict=True))
+
+
+@pytest.mark.slow  # half a minute of compiling
+def test_the_compiler_makes_kernels_of_rows(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for options in ({}, OPTIONS[-1]):
+        *inputs, targets = case(torch.float32)
+        ours, plain = both(inputs, targets, chunk_rows=20, kernels="inductor", **options)
+        assert max(map(error, ours, plain)) <= 2e-6
+        assert not ours[2][CLASSES:].any()
 
 
 def peak_bytes(compute):

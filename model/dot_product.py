@@ -1,0 +1,76 @@
+"""Scaled dot-product attention of heads: torch's, but for short texts on a CPU that trains."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SHORT = 256  # tokens
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, dropout: float
+) -> Tensor:
+    """Mix values by softmax(q·kᵀ / √hd): q (B, H, T, hd), k and v (B, Hkv, S, hd) to (B, H, T, hd).
+
+    mask: (B or 1, 1, T or 1, S) bool, True where a query may look, in place of `causal`.
+    """
+    groups = q.shape[1] // k.shape[1]
+    is_short = _is_short_training(q, k, dropout)
+    if groups > 1 and (is_short or mask is not None):
+        # With a mask, SDPA's fused backends take grouped heads on few devices only; the fallback
+        # would materialise all scores, so the heads are repeated instead.
+        k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        groups = 1
+    causal = causal and mask is None and q.shape[2] > 1
+    if is_short:
+        return _short(q, k, v, mask, causal)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=groups > 1
+    )
+
+
+def _is_short_training(q: Tensor, k: Tensor, dropout: float) -> bool:
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or dropout:
+        return False
+    # The length last: asked for in vain, it would bind an exported model to lengths below it.
+    return torch.is_grad_enabled() and q.shape[2] == k.shape[2] <= _SHORT
+
+
+class _Short(torch.autograd.Function):
+    """Torch's kernel forward; backward all scores at once, in matrix products.
+
+    The backward pass of torch's kernel for a CPU does not use its units for matrices: on short
+    texts it takes two to five times as long. Scores are recomputed, and are rounded to bf16 like
+    those of attention that is written out, so that gradients are that much less exact: by 0.2 to
+    0.7 % of their norm, more where scores are large (`tests/model/test_cpu_training.py`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: Any) -> Any:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.causal = causal
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask = ctx.saved_tensors
+        shape, scale = q.shape, 1 / math.sqrt(q.shape[-1])
+        if ctx.causal:
+            mask = torch.ones(shape[2], shape[2], dtype=torch.bool).tril()
+        hidden = torch.zeros((), dtype=q.dtype)
+        if mask is not None:
+            hidden = hidden.expand(mask.shape).masked_fill(~mask, -math.inf)
+        hidden = hidden.expand(*shape[:3], shape[2]).flatten(0, 1)
+        q, k, v, gradient = (x.flatten(0, 1) for x in (q, k, v, gradient))  # (B·H, T, hd)
+        p = torch.softmax(torch.baddbmm(hidden, q, k.mT, alpha=scale), -1)
+        d_v = p.mT @ gradient
+        d_scores = torch._softmax_backward_data(gradient @ v.mT, p, -1, p.dtype)
+        d_q, d_k = (d_scores @ k) * scale, (d_scores.mT @ q) * scale
+        return d_q.view(shape), d_k.view(shape), d_v.view(shape), None, None
+
+
+_short: Callable[..., Tensor] = _Short.apply
