@@ -79,9 +79,7 @@ def deepspeed_config(
             "bf16_optimizer_states": False,
         },
         "torch_autocast": {"enabled": False},
-        "zero_optimization": _zero_section(
-            parallel, device_type, _bucket(parallel, world_size, parameters)
-        )
+        "zero_optimization": _zero_section(parallel, device_type, world_size, parameters)
         | _offload(parallel, device_type, swap_directory, -(-largest_parameter // world_size)),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its CPU Adam compiles C++ for a minute
@@ -98,17 +96,15 @@ def deepspeed_config(
     return _merge(config, extra or {})
 
 
-def _bucket(parallel: Parallel, world_size: int, parameters: int) -> int:
-    is_alone = world_size == 1 and parallel.zero_stage < 3
-    return min(_BUCKET_ALONE if is_alone else _BUCKET, parameters)
-
-
-def _zero_section(parallel: Parallel, device_type: str, bucket: int) -> dict[str, Any]:
+def _zero_section(
+    parallel: Parallel, device_type: str, world_size: int, parameters: int
+) -> dict[str, Any]:
+    bucket = _BUCKET_ALONE if world_size == 1 and parallel.zero_stage < 3 else _BUCKET
     return {
         "stage": parallel.zero_stage,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": bucket,  # set aside whole in each backward pass
+        "reduce_bucket_size": min(bucket, parameters),  # set aside whole in each backward pass
         "use_multi_rank_bucket_allreduce": True,
         "allgather_partitions": True,
         "allgather_bucket_size": _BUCKET,
