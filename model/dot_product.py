@@ -16,7 +16,8 @@ def attend(
 ) -> Tensor:
     """Mix values by softmax(q·kᵀ / √hd): q (B, H, T, hd), k and v (B, Hkv, S, hd) to (B, H, T, hd).
 
-    mask: (B or 1, 1, T or 1, S) bool, True where a query may look, in place of `causal`.
+    mask: (B or 1, 1, T or 1, S) bool, True where a query may look, in place of
+    `causal`; each query needs something to look at.
     """
     groups = q.shape[1] // k.shape[1]
     is_short = _is_short_training(q, k, dropout)

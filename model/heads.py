@@ -95,6 +95,8 @@ class LanguageModel(Model):
     def _score(self, hidden: Tensor, targets: Tensor) -> Output:
         """Loss of hidden states (N, d) at targets (N,); outside training also how many are hit."""
         is_compiled = self.compiles_loss and self.training and self.kernels == "torch"
+        if self.config.logit_softcap is not None and hidden.device.type == "cpu":
+            is_compiled = False  # the compiler would keep a tanh of all logits in fp32
         found = linear_cross_entropy.loss(
             hidden,
             self.output_weight(),

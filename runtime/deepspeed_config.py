@@ -99,7 +99,7 @@ def deepspeed_config(
 def _zero_section(
     parallel: Parallel, device_type: str, world_size: int, parameters: int
 ) -> dict[str, Any]:
-    bucket = _BUCKET_ALONE if world_size == 1 and parallel.zero_stage < 3 else _BUCKET
+    bucket = _BUCKET_ALONE if world_size == 1 and parallel.zero_stage in (1, 2) else _BUCKET
     return {
         "stage": parallel.zero_stage,
         "contiguous_gradients": True,

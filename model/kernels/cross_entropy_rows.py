@@ -42,17 +42,19 @@ def in_few_passes_(
     if loss.softcap is not None:
         wide = loss.softcap * torch.tanh(wide / loss.softcap)
     top = wide.amax(-1, keepdim=True)
-    log_sum = top + (wide - top).exp().sum(-1, keepdim=True).log()
+    log_of_sum = (wide - top).exp().sum(-1, keepdim=True).log()
+    log_sum = top + log_of_sum
     keep, spread = 1 - loss.label_smoothing, loss.label_smoothing / loss.vocab_size
     # Comparisons with each class: what gathers or scatters would need a copy of the logits.
     is_target = torch.arange(loss.vocab_size, device=logits.device) == at
-    losses = log_sum - keep * wide.where(is_target, 0).sum(-1, keepdim=True)
+    # Below the largest, all of them: of large numbers little would be left of a difference.
+    losses = log_of_sum - keep * (wide - top).where(is_target, 0).sum(-1, keepdim=True)
     if spread:
-        losses = losses - spread * wide.sum(-1, keepdim=True)
+        losses = losses - spread * (wide - top).sum(-1, keepdim=True)
     if loss.z_loss:
         losses = losses + loss.z_loss * log_sum.square()
     if with_gradient:
-        grad = (wide - log_sum).exp() * (1 + 2 * loss.z_loss * log_sum)
+        grad = (wide - top - log_of_sum).exp() * (1 + 2 * loss.z_loss * log_sum)
         grad = (grad - spread - keep * is_target.to(share.dtype)) * column
         if loss.softcap is not None:
             grad = grad * (1 - (wide / loss.softcap).square())  # of tanh

@@ -66,13 +66,14 @@ def attended(q, k, v, onto, dtype, **options):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("sees", ["left", "all", "some"])
+@pytest.mark.parametrize("sees", ["left", "all", "some", "no padding"])
 @pytest.mark.parametrize(("loudness", "most"), [(1, 8e-3), (4, 2e-2)])
 def test_gradients_of_short_attention_are_those_of_fp64(kv_heads, sees, loudness, most):
     q, onto = (draw(2, 4, 48, 24, seed=n).bfloat16() for n in (0, 1))
     k, v = (draw(2, kv_heads, 48, 24, seed=n).bfloat16() for n in (2, 3))
     mask = (draw(2, 1, 48, 48) > 0) | torch.eye(48, dtype=torch.bool)
-    options = {"mask": mask if sees == "some" else None, "causal": sees == "left"}
+    masks = {"some": mask, "no padding": mask[:, :, :1]}
+    options = {"mask": masks.get(sees), "causal": sees == "left"}
     q = q * loudness
     found = attended(q, k, v, onto, torch.bfloat16, **options)
     assert found[0].grad_fn.name() == "_ShortBackward"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from model.kernels import linear_cross_entropy
-from model.kernels.cross_entropy_rows import in_few_passes_
+from model.kernels import cross_entropy_rows, linear_cross_entropy
+from model.kernels.cross_entropy_rows import RowLoss, in_few_passes_
 from model.kernels.linear_cross_entropy import loss, reference
 
 CLASSES, ROWS_IN_MEMORY, WIDTH, N = 50, 56, 12, 37
@@ -107,13 +107,25 @@ def test_the_gradient_of_the_matrix_is_summed_in_fp32():
     assert grad[:, 0].tolist() == pytest.approx([-0.5, 0.5], rel=2e-3)
 
 
-def test_large_logits_neither_overflow_nor_vanish():
+def test_large_logits_neither_overflow_nor_vanish(kernels):
     hidden = torch.tensor([[1e4], [-1e4], [1e4]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
     targets = torch.tensor([0, 0, 2])
-    found = loss(hidden, weight, targets, chunk_rows=2).loss
+    found = loss(hidden, weight, targets, chunk_rows=2, kernels=kernels).loss
     assert float(found.detach()) == pytest.approx((0 + 2e4 + 1e4) / 3)
     assert all(x.isfinite().all() for x in torch.autograd.grad(found, (hidden, weight)))
+
+
+@pytest.mark.parametrize("rows_", [cross_entropy_rows.rows_, in_few_passes_])
+def test_small_differences_of_large_logits_count(rows_):
+    scores = 1000 + torch.randn(7, CLASSES, generator=torch.Generator().manual_seed(0))
+    targets, found = torch.arange(7), []
+    for dtype in (torch.float32, torch.float64):
+        gradient = scores.to(dtype, copy=True)
+        how = RowLoss(CLASSES, None, 0.1, 0.0)
+        losses = rows_(gradient, targets, torch.ones(7, dtype=dtype), how, with_gradient=True)
+        found.append((losses, gradient))
+    assert max(map(error, *found)) <= 1e-6
 
 
 @pytest.mark.parametrize("n", [0, 1, 6])
