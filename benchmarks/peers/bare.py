@@ -24,6 +24,7 @@ def loop(work: Work, options: dict[str, Any], orders: Orders, device: torch.devi
     if options["compile"]:
         for block in net.trunk.blocks:
             block.forward = torch.compile(block.forward)
+        net.compiles_loss = True
     groups = parameter_groups(net, WEIGHT_DECAY)
     is_mixed = options["precision"] != "fp32"
     masters = {p: p.detach().clone() for p in net.parameters()} if is_mixed else {}

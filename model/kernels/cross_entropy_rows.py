@@ -36,7 +36,7 @@ def rows_(
 def in_few_passes_(
     logits: Tensor, targets: Tensor, share: Tensor, loss: RowLoss, *, with_gradient: bool
 ) -> Tensor:
-    """`rows_` as a compiler likes it: it fuses all of this, and keeps nothing in fp32."""
+    """`rows_` as a compiler likes it: all fused, nothing kept in fp32 but, on a CPU, a tanh."""
     scores, at, column = logits[:, : loss.vocab_size], targets[:, None], share[:, None]
     wide = scores.to(share.dtype)
     if loss.softcap is not None:

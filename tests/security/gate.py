@@ -85,7 +85,7 @@ def _of(file: str, node: ast.AST) -> Iterator[str]:
 
 def _of_import_by_name(file: str, node: ast.Call) -> Iterator[str]:
     match node.args:
-        case [ast.Constant(value=str(name))]:  # the file's own word, as in an import statement
+        case [ast.Constant(value=str(name))] if not node.keywords:  # as in an import statement
             yield from _of_import(file, ast.Import([ast.alias(name)]))
         case _ if file not in IMPORTS_BY_NAME:
             yield "imports by name"

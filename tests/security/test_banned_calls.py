@@ -59,6 +59,7 @@ BAD = [
     "from importlib import import_module\nimport_module(x)",
     "importlib.import_module('pickle')",
     "importlib.import_module('os', x)",
+    "importlib.import_module('.os', package=x)",
     "importlib.util.spec_from_file_location('a', x)",
     "spec.loader.exec_module(module)",
     "import os; os.system(x)",
