@@ -127,8 +127,18 @@ def _why_not(device: torch.device) -> str | None:
 
     x = torch.linspace(0, 1, 1000, device=device)
     try:
+        if device.type == "cpu":
+            _trust_vectors()
         found = torch.compile(trial)(x)
     except Exception as error:  # of whatever part: a compiler, its headers, Triton, the cache
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return lines[0] if lines else type(error).__name__
     return None if torch.allclose(found, trial(x), atol=1e-3) else "it computes wrong numbers"
+
+
+def _trust_vectors() -> None:
+    """Let the trial find out whether the CPU's widest vectors work: inductor's own takes 10 s."""
+    import torch._inductor.config as settings
+
+    if settings.cpp.vec_isa_ok is None:  # not said in TORCHINDUCTOR_VEC_ISA_OK
+        settings.cpp.vec_isa_ok = True

@@ -38,7 +38,11 @@ def test_norm_and_its_gradients_are_torchs(shape, dtype):
         assert relative_error(norm(x), want[0]) <= TOLERANCE[dtype]
 
 
-def test_rotation_and_its_gradient_are_those_of_complex_numbers():
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_rotation_and_its_gradient_are_those_of_complex_numbers(is_compiled):
+    turn = rotate
+    if is_compiled:
+        turn = torch.compile(rotate, fullgraph=True, backend="aot_eager")
     config = preset("llama-tiny")
     table = rotary_table(torch.arange(9)[None], config)
     half = config.head_dim // 2
@@ -50,13 +54,13 @@ def test_rotation_and_its_gradient_are_those_of_complex_numbers():
         return torch.cat((y.real, y.imag), -1)
 
     for found, want in zip(
-        (rotate(x, table), *torch.autograd.grad(rotate(x, table), x, onto)),
+        (turn(x, table), *torch.autograd.grad(turn(x, table), x, onto)),
         (turned(x), *torch.autograd.grad(turned(x), x, onto)),
         strict=True,
     ):
         assert relative_error(found, want) <= 1e-6
     with torch.no_grad():
-        assert relative_error(rotate(x, Rotary(*table)), turned(x)) <= 1e-6
+        assert relative_error(turn(x, Rotary(*table)), turned(x)) <= 1e-6
 
 
 def attended(q, k, v, onto, dtype, **options):
