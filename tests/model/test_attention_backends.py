@@ -66,7 +66,13 @@ def test_wide_heads_take_no_flash() -> None:
     [
         (A100, BF16, {}, "flex", "attention: FlexAttention, because it leaves out the tiles"),
         (H200, torch.float16, {}, "flex", "that prefixes hide (arXiv:2412.05496; not measured"),
-        (H200, BF16, {"dropout": 0.1}, "efficient", "drops no attention weights, and model.dropout"),
+        (
+            H200,
+            BF16,
+            {"dropout": 0.1},
+            "efficient",
+            "drops no attention weights, and model.dropout",
+        ),
         (H200, BF16, {"head_dim": 8}, "efficient", "heads of at least 16, and model.head_dim is 8"),
         (H200, BF16, {"head_dim": 80}, "efficient", "because heads of 80, no power of two"),
         (H200, BF16, {"head_dim": 512}, "efficient", "heads of at most 256"),
