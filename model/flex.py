@@ -26,6 +26,7 @@ class FlexMasks(NamedTuple):
     local: BlockMask | None  # of layers with a sliding window
 
 
+@torch.no_grad()
 def make_masks(
     config: ModelConfig,
     seq_len: int,
@@ -38,7 +39,7 @@ def make_masks(
     """Find the tiles of one forward pass; arguments as of `bands.rule`.
 
     Compiled, so that no mask of all pairs is ever in memory (as torch advises). The compiler takes
-    the rule's tensors as inputs: there is one graph for all batches, and no word from the GPU.
+    the rule's tensors as inputs: one graph for all batches, and no wait for the GPU.
     """
     known = {"attention_mask": attention_mask, "documents": documents, "prefix": prefix}
     rows = rows_of(known) or None
