@@ -58,6 +58,7 @@ def rule(
     return sees
 
 
-def rows_of(known: Mapping[str, Tensor | None]) -> int:
-    """How many rows have a rule of their own, by what is given to `rule`; 0: they share one."""
-    return next((len(tensor) for tensor in known.values() if tensor is not None), 0)
+def rows_of(known: Mapping[str, Tensor | None]) -> int | None:
+    """How many rows have a rule of their own, by what is given to `rule`; None: they share one."""
+    # Not by len(), which would bind an exported model to its number.
+    return next((tensor.shape[0] for tensor in known.values() if tensor is not None), None)

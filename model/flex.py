@@ -42,7 +42,7 @@ def make_masks(
     the rule's tensors as inputs: one graph for all batches, and no wait for the GPU.
     """
     known = {"attention_mask": attention_mask, "documents": documents, "prefix": prefix}
-    rows = rows_of(known) or None
+    rows = rows_of(known)
 
     def mask(window: int | None) -> BlockMask:
         sees = rule(window, causal=config.causal, **known)

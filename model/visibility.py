@@ -91,14 +91,14 @@ def masked(
     """
     known = {"attention_mask": attention_mask, "documents": documents, "prefix": prefix}
     rows = rows_of(known)
-    row = torch.arange(max(rows, 1), device=device)[:, None, None]
+    row = torch.arange(1 if rows is None else rows, device=device)[:, None, None]
     query = torch.arange(kv_len - q_len, kv_len, device=device)[None, :, None]
     key = torch.arange(kv_len, device=device)[None, None, :]
 
     def mask(window: int | None) -> Tensor | None:
         needs_window = window is not None and kv_len > reach(window, causal=config.causal)
         is_plain = not config.causal or q_len in (1, kv_len)  # what a kernel does by itself
-        if not rows and not needs_window and is_plain:
+        if rows is None and not needs_window and is_plain:
             return None
         return rule(window, causal=config.causal, **known)(row, row, query, key)[:, None]
 
