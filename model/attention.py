@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import buckets
+from model import buckets, flex
 from model.config import ModelConfig
 from model.dot_product import attend
 from model.families import DROPS_ATTENTION_ONLY
@@ -132,6 +132,10 @@ class Attention(nn.Module):
         if visibility.cu_seqlens is not None:
             return self._attend_varlen(q, k, v, visibility)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, hd)
+        if visibility.flex is not None:
+            masks = visibility.flex
+            tiles = masks.everywhere if self.window is None else masks.local
+            return flex.attend(q, k, v, tiles).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         mask = visibility.mask_of(self.window)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from model.config import ModelConfig
+from model.config_checks import problem_of_flex
 from model.families import AttentionBackend
 
 # Below this cuDNN's attention is not torch's first choice, for good reasons (transformers#48163).
@@ -70,7 +71,7 @@ def choose(
         why = "flash needs compute capability 8.0 and heads of at most 256"
         return Choice("efficient", "memory-efficient", why)
     if has_prefix:
-        return Choice("efficient", "memory-efficient", "prefixes need masks, which flash has not")
+        return _for_prefixes(config)
     if packs_documents and not config.dropout and config.head_dim % 8 == 0:
         return Choice("flash", "flash, varlen", "rows hold texts apart, whose bounds it takes")
     if machine.capability not in _FAST_CUDNN:
@@ -83,11 +84,26 @@ def choose(
     return Choice("cudnn", "cuDNN", why)
 
 
+def _for_prefixes(config: ModelConfig) -> Choice:
+    if (problem := problem_of_flex(config)) is not None:
+        return without_flex(problem)
+    if config.head_dim.bit_count() != 1:
+        return without_flex(f"heads of {config.head_dim}, no power of two, fill its tiles in part")
+    why = "it leaves out the tiles that prefixes hide (arXiv:2412.05496; not measured here)"
+    return Choice("flex", "FlexAttention", why)
+
+
+def without_flex(problem: str) -> Choice:
+    """What the table falls back to where FlexAttention cannot be taken."""
+    why = f"prefixes need masks, which flash has not, and not FlexAttention, because {problem}"
+    return Choice("efficient", "memory-efficient", why)
+
+
 def use(choice: Choice) -> None:
     """Make it what torch's `scaled_dot_product_attention` takes, in this process.
 
     One that the table chose leaves the slower ones as a way out for shapes that it cannot take; one
-    that was asked for leaves none.
+    that was asked for leaves none. FlexAttention is none of them, and leaves generation to them.
     """
     flags: Any = torch.backends.cuda
     switches = {
@@ -99,4 +115,5 @@ def use(choice: Choice) -> None:
     for name, switch in switches.items():
         # cuDNN comes first in torch's own order, so it is off where another one is faster.
         is_slower = name == "cudnn" and choice.backend in ("flash", "efficient")
-        switch(name == choice.backend if choice.is_asked_for else not is_slower)
+        is_only = choice.is_asked_for and choice.backend != "flex"
+        switch(name == choice.backend if is_only else not is_slower)

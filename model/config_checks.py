@@ -7,6 +7,8 @@ from model.families import TRAITS
 if TYPE_CHECKING:
     from model.config import ModelConfig
 
+_NARROWEST_FLEX = 16  # of what tensor cores multiply; torch's compiler refuses less
+
 
 def problems_of_shape(config: "ModelConfig") -> list[str]:
     """Numbers that do not fit together, whatever the family."""
@@ -38,6 +40,17 @@ def problems_of_family(config: "ModelConfig") -> list[str]:
     if family == "qwen3" and config.mlp_bias:
         problems.append("mlp_bias: got True, expected False because qwen3 has none; leave it out")
     return problems
+
+
+def problem_of_flex(config: "ModelConfig") -> str | None:
+    """Why FlexAttention cannot train this model, whatever the machine."""
+    if config.dropout:
+        return f"it drops no attention weights, and model.dropout is {config.dropout:g}"
+    if config.head_dim < _NARROWEST_FLEX:
+        return (
+            f"it takes heads of at least {_NARROWEST_FLEX}, and model.head_dim is {config.head_dim}"
+        )
+    return None
 
 
 def _heads(config: "ModelConfig") -> list[str]:

@@ -9,7 +9,7 @@ Positions = Literal["learned", "rotary", "none"]
 Mlp = Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu", "geglu"]
 Pooling = Literal["last", "first", "mean"]
 Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence", "token", "span", "choice"]
-AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
+AttentionBackend = Literal["auto", "cudnn", "flash", "flex", "efficient", "math"]
 # What a sequence head predicts, as Hugging Face calls it.
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 

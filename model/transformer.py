@@ -11,6 +11,7 @@ from model import visibility
 from model.attention import Attention, KVCache, can_attend_varlen
 from model.config import ModelConfig
 from model.families import DROPS_ATTENTION_ONLY
+from model.flex import make_masks
 from model.kernels import Kernels, load
 from model.layers import Embedding, LayerNorm, RMSNorm, make_mlp, make_norm
 from model.memory import Recompute
@@ -80,12 +81,14 @@ class Transformer(nn.Module):
 
     Set from outside, without effect on results: `unpads` (drop padding before the first layer),
     `splits_documents` (on a CPU, attend within documents; a compiled block wants masks),
-    `attends_varlen` (on a GPU, give the kernel the documents' bounds, and not a mask).
+    `attends_varlen` (on a GPU, give the kernel the documents' bounds, and not a mask),
+    `attends_flex` (FlexAttention wherever it can: without a cache, and without dropout).
     """
 
     unpads = True
     splits_documents = True
     attends_varlen = True
+    attends_flex = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -227,21 +230,22 @@ class Transformer(nn.Module):
     ) -> Visibility:
         seq_len = x.shape[1]
         past = cache.length if cache is not None else 0
+        known = {
+            "attention_mask": attention_mask,
+            "documents": None if documents is None else documents.number,
+            "prefix": prefix_mask,
+        }
+        drops = self.training and self.config.dropout > 0
+        if self.attends_flex and cache is None and not drops:
+            masks = make_masks(self.config, seq_len, x.device, **known)
+            return Visibility(self.config.causal, flex=masks)
         if cu_seqlens is not None and attention_mask is None:
             is_split = self.splits_documents and not torch.compiler.is_compiling()
             if is_split and x.device.type == "cpu":
                 return visibility.by_length(self.config, cu_seqlens, seq_len, prefix=prefix_mask)
             if prefix_mask is None and self._can_varlen(x):
                 return Visibility(self.config.causal, cu_seqlens=_with_row_ends(cu_seqlens, x))
-        return visibility.masked(
-            self.config,
-            seq_len,
-            past + seq_len,
-            x.device,
-            attention_mask=attention_mask,
-            documents=None if documents is None else documents.number,
-            prefix=prefix_mask,
-        )
+        return visibility.masked(self.config, seq_len, past + seq_len, x.device, **known)
 
     def _can_varlen(self, x: Tensor) -> bool:
         can = can_attend_varlen(x, self.config, training=self.training)

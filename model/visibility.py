@@ -5,18 +5,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.bands import band, reach
+from model.bands import reach, rows_of, rule
 from model.buckets import Buckets, make_buckets
 from model.config import ModelConfig
+from model.flex import FlexMasks
 
 
 class Visibility(NamedTuple):
     """What attention needs to know of a batch; made once per forward pass, for all layers.
 
     Either `buckets` hold the documents sorted by length, and attention runs on one after the other;
-    or `cu_seqlens` bounds them for a kernel that takes them; or `mask`, and
-    `local_mask` for layers with a sliding window, are (B or 1, 1, q_len, kv_len), True where a
-    query may look, None where the layer's own rule (causal or everything) is all there is.
+    or `cu_seqlens` bounds them for a kernel that takes them; or `flex` has the tiles that
+    FlexAttention computes; or `mask`, and `local_mask` for layers with a sliding window, are
+    (B or 1, 1, q_len, kv_len), True where a query may look, None where the layer's own rule (causal
+    or everything) is all there is.
     """
 
     causal: bool
@@ -24,6 +26,7 @@ class Visibility(NamedTuple):
     local_mask: Tensor | None = None
     buckets: Buckets | None = None
     cu_seqlens: Tensor | None = None
+    flex: FlexMasks | None = None
 
     def mask_of(self, window: int | None) -> Tensor | None:
         """The mask of a layer with this sliding window, or None."""
@@ -86,27 +89,18 @@ def masked(
     attention_mask: (B, kv_len), 0 for padding. documents: (B, kv_len), a token's document.
     prefix: (B, kv_len) bool, True within a prefix, whose tokens see one another whole.
     """
-    query = torch.arange(kv_len - q_len, kv_len, device=device)[:, None]  # (q_len, 1)
-    key = torch.arange(kv_len, device=device)[None, :]  # (1, kv_len)
-    extra: Tensor | None = None  # (B, 1, q_len, kv_len)
-    if documents is not None:
-        extra = (documents[:, kv_len - q_len :, None] == documents[:, None, :])[:, None]
-    if attention_mask is not None:
-        # A padding token may see itself: a query with nothing to look at has an undefined softmax,
-        # and the NaN it returns on some backends would reach every weight through the gradient.
-        seen = attention_mask.to(torch.bool)[:, None, None, :] | (key == query)
-        extra = seen if extra is None else extra & seen
+    known = {"attention_mask": attention_mask, "documents": documents, "prefix": prefix}
+    rows = rows_of(known)
+    row = torch.arange(1 if rows is None else rows, device=device)[:, None, None]
+    query = torch.arange(kv_len - q_len, kv_len, device=device)[None, :, None]
+    key = torch.arange(kv_len, device=device)[None, None, :]
 
     def mask(window: int | None) -> Tensor | None:
         needs_window = window is not None and kv_len > reach(window, causal=config.causal)
         is_plain = not config.causal or q_len in (1, kv_len)  # what a kernel does by itself
-        if extra is None and prefix is None and not needs_window and is_plain:
+        if rows is None and not needs_window and is_plain:
             return None
-        allowed = band(query, key, window, causal=config.causal)[None, None]
-        if prefix is not None:
-            both = prefix[:, kv_len - q_len :, None] & prefix[:, None, :]
-            allowed = allowed | both[:, None]
-        return allowed if extra is None else allowed & extra
+        return rule(window, causal=config.causal, **known)(row, row, query, key)[:, None]
 
     windows = {config.window_of(layer) for layer in range(config.n_layers)}
     local = mask(config.sliding_window) if windows - {None} else None

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from model import attention_backends, build
+from model import attention_backends, build, flex
+from model.attention_backends import Choice
 from model.config import ModelConfig
 from model.heads import LanguageModel
 from model.hf.state import slots
@@ -12,10 +13,12 @@ from model.init import parameter_groups
 from model.transformer import Block
 from pretrain.config import PretrainConfig
 from pretrain.objectives.traits import layout_for
+from runtime import dist
 from runtime.compilation import Compilation
 from runtime.deepspeed_config import deepspeed_config
 from runtime.dist import Ranks
 from runtime.engine import DTYPES, Engine, partitioned_construction
+from runtime.errors import EXIT_BAD_INPUT, UserError
 from runtime.optim import build_optimizer
 from runtime.run_directory import swap_directory
 from runtime.seed import seed_initialisation
@@ -27,6 +30,7 @@ def build_engine(
     head: str,
     ranks: Ranks,
     compilation: Compilation,
+    choice: Choice,
 ) -> Engine:
     """Build a model with new weights under its engine; a checkpoint's are read in slices."""
     sizes = [math.prod(slot.shape) for slot in slots(model_config, head)]
@@ -51,9 +55,9 @@ def build_engine(
     net.set_kernels(config.kernels)
     net.trunk.splits_documents = not compilation.is_on
     compilation.apply(net.trunk.blocks)
-    choice = attention_choice(config, model_config, ranks.device)
     attention_backends.use(choice)
     net.trunk.attends_varlen = choice.backend in ("auto", "flash")
+    net.trunk.attends_flex = choice.backend == "flex"
     if isinstance(net, LanguageModel):
         net.label_smoothing, net.z_loss = config.loss.label_smoothing, config.loss.z_loss
         net.compiles_loss = compilation.is_on
@@ -66,9 +70,12 @@ def build_engine(
 
 def attention_choice(
     config: PretrainConfig, model_config: ModelConfig, device: torch.device
-) -> attention_backends.Choice:
-    """What computes attention in this run, and why."""
-    return attention_backends.choose(
+) -> Choice:
+    """What computes attention in this run, the same on all ranks, and why. Collective.
+
+    Raises UserError where FlexAttention is asked for and does not work.
+    """
+    choice = attention_backends.choose(
         config.attention,
         attention_backends.Machine.here(device),
         model_config,
@@ -76,3 +83,15 @@ def attention_choice(
         packs_documents=layout_for(config).packing != "concat",
         has_prefix=config.objective == "prefix_lm",
     )
+    if choice.backend != "flex":
+        return choice
+    problems = dist.gather_text(flex.problem(device) or "")
+    problem = next((problem for problem in problems if problem), None)
+    if problem is None:
+        return choice
+    if choice.is_asked_for:
+        raise UserError(
+            f"attention: flex does not work on this machine: {problem}; write auto",
+            status=EXIT_BAD_INPUT,
+        )
+    return attention_backends.without_flex(f"it does not work here: {problem}")

@@ -9,6 +9,7 @@ import pydantic
 from data_prep.shards import Shards
 from data_prep.tokenizer import SpecialTokens
 from model.config import ModelConfig
+from model.config_checks import problem_of_flex
 from pretrain.objectives.traits import TRAITS, layout_for
 from runtime.config import Problem
 from runtime.errors import EXIT_BAD_INPUT, UserError
@@ -275,6 +276,8 @@ def _check_model(config: "PretrainConfig", data: Shards | None) -> Iterator[Prob
             f"{config.data.seq_len} is more than model.max_seq_len = {model.max_seq_len}; "
             f"write model.max_seq_len: {config.data.seq_len}, or shorten the sequences",
         )
+    if config.attention == "flex" and (problem := problem_of_flex(model)) is not None:
+        yield Problem("attention", f"flex cannot train this model: {problem}; write auto")
     yield from _check_head(config, model)
 
 

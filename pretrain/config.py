@@ -73,7 +73,7 @@ class PretrainConfig(Config):
     attention: AttentionBackend = key(
         "auto",
         "What computes attention. auto: by a table, told when the run starts; the others have no "
-        "way out where they cannot take a shape",
+        "way out where they cannot take a shape. flex is compiled, whatever compile says",
     )
     kernels: Kernels = key(
         "torch",

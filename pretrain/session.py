@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.loader import Loader
 from data_prep.run_order import write_order
 from data_prep.shards import Shards
+from model.attention_backends import Choice
 from model.config import ModelConfig
 from model.flops import mfu, parameters
 from model.heads import Model
@@ -202,7 +203,8 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
         check_architecture(model_config, checkpoint, key_of(config, checkpoint.path))
     iter(loader)  # workers start while the engine is built
     compilation = Compilation(config.run_dir, ranks, is_wanted=config.compile)
-    engine = build_engine(config, model_config, objective.head, ranks, compilation)
+    choice = attention_choice(config, model_config, ranks.device)
+    engine = build_engine(config, model_config, objective.head, ranks, compilation, choice)
     progress = Progress(config.total_steps, stream=None if ranks.is_main else _devnull())
     session = Session(
         config,
@@ -234,7 +236,7 @@ def start(config: PretrainConfig, ranks: Ranks, beat: Callable[[], None]) -> Ses
     session.describe_order()
     if ranks.is_main:
         session.log = _open_log(config, ranks, session.step)
-        _introduce(session, checkpoint)
+        _introduce(session, checkpoint, choice)
     return session
 
 
@@ -302,7 +304,7 @@ def _devnull() -> Any:
     return Path(os.devnull).open("w")  # open as long as the run lives
 
 
-def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
+def _introduce(session: Session, checkpoint: CheckpointInfo | None, choice: Choice) -> None:
     config, ranks, say = session.config, session.ranks, session.progress.say
     say(
         f"{session.model_config.family} model, "
@@ -310,7 +312,7 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None) -> None:
         f"{config.objective}; {config.precision}, {config.parallel}, "
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
-    say(str(attention_choice(config, session.model_config, ranks.device)))
+    say(str(choice))
     if problem := session.compilation.problem:
         session.note(
             "compile", f"compile: true, and this machine cannot: {problem}; goes on without"

@@ -25,7 +25,7 @@ class Combination(NamedTuple):
     device: str  # cpu | cuda
     ranks: int
     kernels: str = "torch"  # torch | triton
-    attention: str = "auto"  # auto | cudnn | flash | efficient | math
+    attention: str = "auto"  # auto | cudnn | flash | flex | efficient | math
 
 
 class Rule(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.peers.orders import Orders
 from benchmarks.peers.shapes import BETAS, LR, MAX_GRAD_NORM, WEIGHT_DECAY, Work
-from pretrain.build import build_engine
+from pretrain.build import attention_choice, build_engine
 from pretrain.config import PretrainConfig
 from pretrain.objectives.batch import Counts, weighted
 from runtime import dist
@@ -42,7 +42,9 @@ def engine(work: Work, options: dict[str, Any], orders: Orders, device: torch.de
     orders.imported(compiles=options["compile"])
     config = config_of(work, options["precision"], compiles=options["compile"])
     compilation = Compilation(Path(options["folder"]), ranks, is_wanted=options["compile"])
-    built = build_engine(config, work.config(), "causal_lm", ranks, compilation)
+    shape = work.config()
+    choice = attention_choice(config, shape, ranks.device)
+    built = build_engine(config, shape, "causal_lm", ranks, compilation, choice)
     share = weighted(Counts(work.batch_size * work.seq_len, 0, 0, 0))
     number = 0
     orders.ready()

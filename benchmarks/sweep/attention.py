@@ -1,14 +1,16 @@
-"""Causal attention by every back-end of torch, forward and backward."""
+"""Attention by every back-end of torch, forward and backward: causal, with prefixes, packed."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.sweep.timing import median_seconds
+from model.bands import Rule, rule
 
 _BACKENDS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -16,27 +18,70 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 _TOKENS = 32768
+_DOCUMENTS = 8  # of a row, on average
+_ON = {
+    "causal": (*_BACKENDS, "default", "flex", "varlen"),
+    "prefix": ("efficient", "flex"),
+    "documents": ("efficient", "flex", "varlen"),
+}
+
+
+class Seen(NamedTuple):
+    """What a batch's tokens may look at, for every kind of back-end."""
+
+    rule: Rule
+    mask: Tensor | None  # (B, 1, T, T); None where causality is all there is
+    bounds: Tensor  # (documents + 1,) over the B·T tokens; rows are documents at least
+    pairs: int
+
+    @classmethod
+    def of(cls, kind: str, batch_size: int, length: int, device: torch.device) -> "Seen":
+        """Causal rows; with a prefix of a quarter to a half of each; or packed with documents."""
+        torch.manual_seed(0)
+        total, place = batch_size * length, torch.arange(length, device=device)
+        ends = torch.arange(0, total + 1, length)
+        known: dict[str, Any] = dict.fromkeys(("attention_mask", "documents", "prefix"))
+        if kind == "prefix":
+            lengths = torch.randint(length // 4, length // 2, (batch_size, 1), device=device)
+            known["prefix"] = place[None] < lengths
+        if kind == "documents":
+            cuts = torch.randint(1, total, (batch_size * (_DOCUMENTS - 1),))
+            ends = torch.cat((ends, cuts)).sort().values
+            token = torch.arange(total).view(batch_size, length)
+            known["documents"] = torch.searchsorted(ends, token, right=True).to(device)
+        sees, bounds = rule(None, causal=True, **known), ends.to(device, torch.int32)
+        if kind == "causal":
+            return cls(sees, None, bounds, batch_size * length * (length + 1) // 2)
+        row = torch.arange(batch_size, device=device)[:, None, None]
+        mask = sees(row, row, place[:, None], place)[:, None]
+        return cls(sees, mask, bounds, int(mask.sum()))
 
 
 def rows(device: torch.device, *, is_dry: bool) -> Iterator[dict[str, Any]]:
-    """TFLOP/s of each back-end, counting only the pairs that a causal model may see."""
+    """TFLOP/s of each back-end, counting only the pairs that are seen."""
     lengths = (64,) if is_dry else (1024, 2048, 8192)
-    for head_dim, heads in ((64, 12), (128, 16)):
-        for length in lengths:
-            batch_size = 1 if is_dry else _TOKENS // length
-            packed = torch.randn(
-                *(batch_size, length, 3, heads, head_dim), device=device, dtype=torch.bfloat16
-            )
-            for name in (*_BACKENDS, "default", "flex", "varlen"):
-                row = {"backend": name, "T": length, "hd": head_dim, "H": heads, "B": batch_size}
-                try:
-                    yield row | _rates(_call(name, packed), packed, device)
-                except Exception as error:  # whatever a back-end says to this device or shape
-                    yield row | {"failed": str(error).strip().splitlines()[0][:120]}
+    shapes = ((64, 12), (128, 16))
+    cases = [("causal", shape, length) for shape in shapes for length in lengths]
+    cases += [(kind, shapes[-1], lengths[-1]) for kind in ("prefix", "documents")]
+    for kind, (head_dim, heads), length in cases:
+        batch_size = 1 if is_dry else _TOKENS // length
+        packed = torch.randn(
+            *(batch_size, length, 3, heads, head_dim), device=device, dtype=torch.bfloat16
+        )
+        seen = Seen.of(kind, batch_size, length, device)
+        for name in _ON[kind]:
+            row = {"backend": name, "sees": kind, "T": length, "hd": head_dim, "H": heads}
+            row["B"] = batch_size
+            try:
+                yield row | _rates(_call(name, packed, seen), packed, seen.pairs, device)
+            except Exception as error:  # whatever a back-end says to this device or shape
+                yield row | {"failed": str(error).strip().splitlines()[0][:120]}
 
 
-def _rates(call: Callable[[], Tensor], packed: Tensor, device: torch.device) -> dict[str, float]:
-    batch_size, length, _, heads, head_dim = packed.shape
+def _rates(
+    call: Callable[[], Tensor], packed: Tensor, pairs: int, device: torch.device
+) -> dict[str, float]:
+    heads, head_dim = packed.shape[-2:]
     packed.requires_grad_()
     gradient = torch.randn_like(call())
 
@@ -47,14 +92,14 @@ def _rates(call: Callable[[], Tensor], packed: Tensor, device: torch.device) -> 
     with torch.no_grad():
         forward = median_seconds(call, device)
     backward = median_seconds(both, device) - forward
-    flops = 4 * batch_size * heads * head_dim * length * (length + 1) / 2
+    flops = 4 * heads * head_dim * pairs
     return {
         "forward_tflops": flops / forward / 1e12,
         "backward_tflops": 2.5 * flops / max(backward, 1e-9) / 1e12,
     }
 
 
-def _call(name: str, packed: Tensor) -> Callable[[], Tensor]:
+def _call(name: str, packed: Tensor, seen: Seen) -> Callable[[], Tensor]:
     """Attention on q, k and v that are views of one packed tensor, as in our model."""
     batch_size, length = packed.shape[:2]
 
@@ -64,21 +109,26 @@ def _call(name: str, packed: Tensor) -> Callable[[], Tensor]:
     if name == "varlen":
         from torch.nn.attention.varlen import varlen_attn
 
-        bounds = torch.arange(0, batch_size * length + 1, length, dtype=torch.int32)
-        bounds = bounds.to(packed.device)
+        ends = (seen.bounds, seen.bounds, length, length)
 
         def varlen() -> Tensor:
             q, k, v = (part.flatten(0, 1).contiguous() for part in packed.unbind(2))
-            found = varlen_attn(*(q, k, v, bounds, bounds, length, length), window_size=(-1, 0))
+            found = varlen_attn(q, k, v, *ends, window_size=(-1, 0))
             assert isinstance(found, Tensor)
             return found
 
         return varlen
     if name == "flex":
-        return _flex(heads_first, length, packed.device)
+        rows_apart = None if seen.mask is None else batch_size
+        mask = create_block_mask(seen.rule, rows_apart, None, length, length, packed.device)
+        compiled = torch.compile(flex_attention, dynamic=False)
+        return lambda: compiled(*heads_first(), block_mask=mask)
 
     def sdpa() -> Tensor:
-        return F.scaled_dot_product_attention(*heads_first(), is_causal=True)
+        is_causal = seen.mask is None
+        return F.scaled_dot_product_attention(
+            *heads_first(), attn_mask=seen.mask, is_causal=is_causal
+        )
 
     if name == "default":
         return sdpa
@@ -88,16 +138,3 @@ def _call(name: str, packed: Tensor) -> Callable[[], Tensor]:
             return sdpa()
 
     return chosen
-
-
-def _flex(
-    heads_first: Callable[[], tuple[Tensor, ...]], length: int, device: torch.device
-) -> Callable[[], Tensor]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return query >= key
-
-    mask = create_block_mask(causal, None, None, length, length, device=device.type)
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: compiled(*heads_first(), block_mask=mask)

@@ -1,6 +1,7 @@
 """Which kernel computes attention on which machine, and that torch then takes it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -55,11 +56,39 @@ def test_the_table(
     assert str(asked) == "attention: math, because attention: math asks for it"
 
 
-def test_prefixes_and_wide_heads_take_no_flash() -> None:
-    found = choose("auto", H200, CONFIG, BF16, packs_documents=True, has_prefix=True)
-    assert found.backend == "efficient"
+def test_wide_heads_take_no_flash() -> None:
     wide = CONFIG.model_copy(update={"head_dim": 320})
     assert choose("auto", H200, wide, BF16, packs_documents=True).backend == "efficient"
+
+
+@pytest.mark.parametrize(
+    ("machine", "dtype", "more", "backend", "told"),
+    [
+        (A100, BF16, {}, "flex", "attention: FlexAttention, because it leaves out the tiles"),
+        (H200, torch.float16, {}, "flex", "that prefixes hide (arXiv:2412.05496; not measured"),
+        (
+            H200,
+            BF16,
+            {"dropout": 0.1},
+            "efficient",
+            "drops no attention weights, and model.dropout",
+        ),
+        (H200, BF16, {"head_dim": 8}, "efficient", "heads of at least 16, and model.head_dim is 8"),
+        (H200, BF16, {"head_dim": 80}, "efficient", "because heads of 80, no power of two"),
+        (H200, BF16, {"head_dim": 512}, "efficient", "heads of at most 256"),
+        (H200, FP32, {}, "efficient", "take 16-bit numbers alone"),
+        (T4, torch.float16, {}, "efficient", "flash needs compute capability 8.0"),
+        (Machine("cpu"), BF16, {}, "auto", "there is no GPU"),
+    ],
+)
+def test_prefixes_take_flex_where_it_takes_them(
+    machine: Machine, dtype: torch.dtype, more: dict[str, Any], backend: str, told: str
+) -> None:
+    config = CONFIG.model_copy(update=more)
+    for packs in (False, True):
+        found = choose("auto", machine, config, dtype, packs_documents=packs, has_prefix=True)
+        assert found.backend == backend
+        assert told in str(found)
 
 
 def kernels() -> tuple[torch.Tensor, set[str]]:
@@ -94,6 +123,8 @@ def test_a_choice_of_the_table_leaves_a_way_out(monkeypatch: pytest.MonkeyPatch)
     assert switched == {"cudnn": False, "flash": True, "mem_efficient": True, "math": True}
     use(choose("cudnn", A100, CONFIG, BF16, packs_documents=False))
     assert switched == {"cudnn": True, "flash": False, "mem_efficient": False, "math": False}
+    use(choose("flex", A100, CONFIG, BF16, packs_documents=False))
+    assert all(switched.values()), "generation with a cache has nothing to run on"
 
 
 def test_this_machine() -> None:
