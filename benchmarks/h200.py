@@ -1,10 +1,11 @@
 """Everything that is to be known of one GPU, in one command of less than nine minutes.
 
-The ceiling of matrix products at our shapes, attention by every back-end, the fused operations
-(through kernels.py), and whole training steps from 124 M to 7 B parameters and of BERT-base: rate,
-utilisation, memory, and what the time goes to. Each part has a budget and a process of its own, and
-what it has found by the end of its budget counts. Needs no network, and of packages torch,
-transformers' requirements and pydantic; with DeepSpeed and orjson the steps go through our engine.
+The ceiling of matrix products at our shapes, attention by every back-end, the fused operations and
+the optimizer's step (through kernels.py), and whole training steps from 124 M to 7 B parameters and
+of BERT-base: rate, utilisation, memory, and what the time goes to. Each part has a budget and a
+process of its own, and what it has found by the end of its budget counts. Needs no network, and of
+packages torch, transformers' requirements and pydantic; with DeepSpeed and orjson the steps go
+through our engine.
 
     python benchmarks/h200.py [--minutes 8.7] [--parts gemm,steps:124M] [--peers DIR]
     python benchmarks/h200.py --dry-run             # tiny shapes: does every part run, on a CPU?

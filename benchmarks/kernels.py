@@ -1,9 +1,10 @@
-"""Each fused operation of model/kernels against plain PyTorch, the compiler, Liger and torch's own.
+"""Fused operations and the optimizer's step against plain PyTorch, the compiler, Liger and torch's.
 
-Forward, and forward + backward, in turns: median and minimum. On a GPU also the bytes that must be
-moved ÷ time, as a share of what a copy reaches there. Memory is the peak above inputs, weights and
-their gradients; on a CPU each way is measured in a process of its own, whose allocator gives back
-what is freed. Ways that are not installed, or that an operation lacks, are left out visibly.
+Forward, and forward + backward, in turns: median and minimum; a step of the optimizer is one time.
+On a GPU also the bytes that must be moved ÷ time, as a share of what a copy reaches there. Memory
+is the peak above inputs, weights and their gradients; on a CPU each way is measured in a process of
+its own, whose allocator gives back what is freed. Ways that are not installed, or that an operation
+lacks, are left out visibly.
 
     python benchmarks/kernels.py [--ops linear_cross_entropy] [--peers DIR] [--turns 9]
 
@@ -36,7 +37,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def run(case: Case, *, backward: bool) -> None:
     """One pass."""
     outputs = case.call()
-    if backward:
+    if backward and case.leaves:
         for tensor in case.leaves:
             tensor.grad = None
         found = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -80,16 +81,18 @@ def times(
     found: dict[str, Case], options: argparse.Namespace, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Median and minimum of turns in which all ways alternate, in milliseconds."""
-    turns: dict[str, dict[str, list[float]]] = {way: {"forward": [], "both": []} for way in found}
+    # "both" of an operation without a backward pass is all that it does.
+    kinds = {way: ("forward", "both") if case.leaves else ("both",) for way, case in found.items()}
+    turns: dict[str, dict[str, list[float]]] = {way: {k: [] for k in kinds[way]} for way in found}
     names = list(found)
     for turn in range(options.turns):
         for way in names[turn % len(names) :] + names[: turn % len(names)]:
-            for kind in ("forward", "both"):
+            for kind in kinds[way]:
                 seconds = timed(found[way], device, options.repeats, backward=kind == "both")
                 turns[way][kind].append(seconds * 1e3)
     return {
         way: {
-            "forward_ms": statistics.median(spent["forward"]),
+            **({"forward_ms": statistics.median(spent["forward"])} if "forward" in spent else {}),
             "both_ms": statistics.median(spent["both"]),
             "both_min_ms": min(spent["both"]),
             "turns_ms": spent["both"],
@@ -178,7 +181,8 @@ def line(row: dict[str, Any]) -> str:
     size = " ".join(f"{name}={value}" for name, value in row["shape"].items())
     if "left_out" in row:
         return f"| {row['op']} | {size} | {row['way']} | left out: {row['left_out']} |"
-    cells = [row["op"], size, row["way"], f"{row['forward_ms']:.3f}", f"{row['both_ms']:.3f}"]
+    forward = f"{row['forward_ms']:.3f}" if "forward_ms" in row else "–"
+    cells = [row["op"], size, row["way"], forward, f"{row['both_ms']:.3f}"]
     cells += [f"{row['both_min_ms']:.3f}", f"{row['peak_mb']:,.1f}"]
     cells += [f"{100 * row['of_copy']:.0f} %"] if "of_copy" in row else []
     return "| " + " | ".join(cells) + " |"

@@ -21,7 +21,7 @@ class Case(NamedTuple):
     """An operation with its inputs, ready to be called."""
 
     call: Callable[[], Any]
-    leaves: list[Tensor]  # tensors that get gradients
+    leaves: list[Tensor]  # tensors that get gradients; none: there is no backward pass
 
     def gradient_of(self, output: Tensor) -> Tensor:
         """What flows back into an output."""
@@ -40,7 +40,7 @@ class Operation(Protocol):
         """The operation on new inputs. Raises NotHereError."""
 
     def bytes_moved(self, shape: Shape, itemsize: int) -> int:
-        """Bytes that forward and backward must read and write at least."""
+        """Bytes that forward and backward, where there is one, must read and write at least."""
 
 
 def _leaf(*shape: int, dtype: torch.dtype, device: torch.device, std: float = 1.0) -> Tensor:
@@ -199,6 +199,31 @@ class Rotary:
         return 5 * numbers * itemsize
 
 
+class OptimizerStep:
+    """A step of AdamW over one rank's flat partition: unscale, clip, step, and 16-bit weights."""
+
+    ways = ("eager", "compiled", "ours", "torch")
+
+    def shapes(self, size: str) -> list[Shape]:
+        """Elements of the partition: 124 M of one GPU, and an eighth of 1.5 and of 7 B."""
+        if size == "dry":
+            return [{"n": 10_000}]
+        if size == "cpu":
+            return [{"n": 8 << 20}, {"n": 32 << 20}]
+        return [{"n": n} for n in (124_000_000, 195_000_000, 875_000_000)]
+
+    def case(self, way: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
+        """Make a step, each call the next one. dtype: of the weights that the model computes in."""
+        from benchmarks.sweep.optimizer_step import AdamW, Partition, stepper
+
+        weights = 0.02 * torch.randn(shape["n"], device=device)
+        return Case(stepper(way, Partition(weights, dtype, AdamW())), [])
+
+    def bytes_moved(self, shape: Shape, itemsize: int) -> int:
+        """Weights, both moments and the gradient read, all but that written, and the copy."""
+        return shape["n"] * (4 * 4 + 3 * 4 + itemsize)
+
+
 def _kernel(name: str) -> Any:
     """A module of model.kernels; None where it, or Triton, is missing."""
     try:
@@ -211,8 +236,10 @@ def _kernel(name: str) -> Any:
     return found
 
 
+# The longest last: a sweep that runs out of time still has something of each.
 OPERATIONS: dict[str, Operation] = {
-    "linear_cross_entropy": LinearCrossEntropy(),
     "norm": Norm(),
     "rotary": Rotary(),
+    "optimizer_step": OptimizerStep(),
+    "linear_cross_entropy": LinearCrossEntropy(),
 }
