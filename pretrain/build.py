@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from model import attention_backends, build
+from model import attention_backends, build, float8
 from model.config import ModelConfig
-from model.heads import LanguageModel
+from model.heads import LanguageModel, Model
 from model.hf.state import slots
 from model.init import parameter_groups
 from model.transformer import Block
@@ -49,6 +49,8 @@ def build_engine(
     net.to(ranks.device)
     net.trunk.set_recompute(config.parallel.activation_checkpointing)
     net.set_kernels(config.kernels)
+    if config.precision == "fp8":
+        float8.use_in(net.trunk, emulate=ranks.device.type == "cpu")
     net.trunk.splits_documents = not compilation.is_on
     compilation.apply(net.trunk.blocks)
     choice = attention_choice(config, model_config, ranks.device)
@@ -76,3 +78,19 @@ def attention_choice(
         packs_documents=layout_for(config).packing != "concat",
         has_prefix=config.objective == "prefix_lm",
     )
+
+
+def float8_notes(net: Model, device: torch.device, *, is_compiled: bool) -> list[str]:
+    """What a run in FP8 says of itself at its start."""
+    notes = [str(float8.maps_of(net.trunk))]
+    if device.type == "cpu":
+        notes.append(
+            "warning: FP8 is emulated on a CPU, rounded to 8 bits and multiplied in fp32: for "
+            "tries, and slower than bf16"
+        )
+    elif not is_compiled:
+        notes.append(
+            "warning: FP8 is not compiled, so that each rounding to 8 bits reads and writes all "
+            "of a tensor, and is as a rule slower than bf16; write compile: true"
+        )
+    return notes

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from data_prep.order import Order
     from pretrain.config import PretrainConfig
 
+FP8_MULTIPLE = 16  # as model.float8, which takes torch
 _LEAST_TEXT = 2  # tokens of a document or pair that a row must have room for
 
 
@@ -274,6 +275,12 @@ def _check_model(config: "PretrainConfig", data: Shards | None) -> Iterator[Prob
             "data.seq_len",
             f"{config.data.seq_len} is more than model.max_seq_len = {model.max_seq_len}; "
             f"write model.max_seq_len: {config.data.seq_len}, or shorten the sequences",
+        )
+    if config.precision == "fp8" and model.d_model % FP8_MULTIPLE:
+        yield Problem(
+            "precision",
+            f"fp8 takes linear maps whose widths are multiples of {FP8_MULTIPLE}, and every map of "
+            f"a block has model.d_model = {model.d_model}; write another model.d_model, or bf16",
         )
     yield from _check_head(config, model)
 
