@@ -33,6 +33,16 @@ _BUCKET = 500_000_000  # elements that are reduced, or gathered, at a time
 _BUCKET_ALONE = 1 << 20  # the same where there is one rank: stages 1 and 2 copy, and send nothing
 _PARAMETER_BUFFERS = 8  # more than the parameters of any one module
 
+_LOSS_SCALING = {  # of fp16
+    "auto_cast": False,
+    "loss_scale": 0,  # dynamic
+    "initial_scale_power": 16,
+    "loss_scale_window": 1000,
+    "hysteresis": 2,
+    "consecutive_hysteresis": False,
+    "min_loss_scale": 1,
+}
+
 
 def deepspeed_config(
     parallel: Parallel,
@@ -62,16 +72,7 @@ def deepspeed_config(
         "gradient_predivide_factor": 1.0,
         "communication_data_type": held,
         "data_types": {"grad_accum_dtype": held},
-        "fp16": {
-            "enabled": held == "fp16",
-            "auto_cast": False,
-            "loss_scale": 0,  # dynamic
-            "initial_scale_power": 16,
-            "loss_scale_window": 1000,
-            "hysteresis": 2,
-            "consecutive_hysteresis": False,
-            "min_loss_scale": 1,
-        },
+        "fp16": {"enabled": held == "fp16", **_LOSS_SCALING},
         "bf16": {
             "enabled": held == "bf16",
             "immediate_grad_update": False,
