@@ -5,7 +5,7 @@ the optimizer's step (through kernels.py), and whole training steps from 124 M t
 of BERT-base: rate, utilisation, memory, and what the time goes to. Each part has a budget and a
 process of its own, and what it has found by the end of its budget counts. Needs no network, and of
 packages torch, transformers' requirements and pydantic; with DeepSpeed and orjson the steps go
-through our engine.
+through our engine. The step in FP8 needs torchao; its utilisation counts against the peak of bf16.
 
     python benchmarks/h200.py [--minutes 8.7] [--parts gemm,steps:124M] [--peers DIR]
     python benchmarks/h200.py --dry-run             # tiny shapes: does every part run, on a CPU?
@@ -40,8 +40,10 @@ PARTS = {
     "steps:7B": 90,
     "attention": 60,
     "kernels": 60,
+    "steps:1.5B-fp8": 60,  # last: where no time is left, by --parts steps:1.5B,steps:1.5B-fp8
 }
 DRY_PARTS = ("gemm", "attention", "kernels", "steps:124M", "steps:7B", "steps:BERT-base")
+DRY_PARTS += ("steps:1.5B-fp8",)
 
 
 def rows_of(part: str, *, is_dry: bool) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,8 @@ class Linear(nn.Linear):
     heads' maps none.
     """
 
+    float8: Callable[[Tensor], Tensor] | None = None  # set by model.float8, for training
+
     def __init__(
         self,
         config: ModelConfig,
@@ -45,6 +47,12 @@ class Linear(nn.Linear):
         _draw_rows(self.weight, self.used_rows, self.std, truncated=self.truncated)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, d_in) to (…, d_out)."""
+        if self.float8 is not None and self.training:
+            return self.float8(x)
+        return super().forward(x)
 
 
 class Embedding(nn.Embedding):

@@ -99,7 +99,8 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         # The same as rolling, which is compiled into element by element reads.
-        return x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin
+        halves = x.view(*x.shape[:-1], 2, -1)
+        return x * cos + halves.flip(-2).view_as(x) * sin
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 

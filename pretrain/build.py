@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from model import attention_backends, build, flex
+from model import attention_backends, build, flex, float8
 from model.attention_backends import Choice
 from model.config import ModelConfig
-from model.heads import LanguageModel
+from model.heads import LanguageModel, Model
 from model.hf.state import slots
 from model.init import parameter_groups
 from model.transformer import Block
@@ -53,6 +53,8 @@ def build_engine(
     net.to(ranks.device)
     net.trunk.set_recompute(config.parallel.activation_checkpointing)
     net.set_kernels(config.kernels)
+    if config.precision == "fp8":
+        float8.use_in(net.trunk, emulate=ranks.device.type == "cpu")
     net.trunk.splits_documents = not compilation.is_on
     compilation.apply(net.trunk.blocks)
     attention_backends.use(choice)
@@ -95,3 +97,19 @@ def attention_choice(
             status=EXIT_BAD_INPUT,
         )
     return attention_backends.without_flex(f"it does not work here: {problem}")
+
+
+def float8_notes(net: Model, device: torch.device, *, is_compiled: bool) -> list[str]:
+    """What a run in FP8 says of itself at its start."""
+    notes = [str(float8.maps_of(net.trunk))]
+    if device.type == "cpu":
+        notes.append(
+            "warning: FP8 is emulated on a CPU, rounded to 8 bits and multiplied in fp32: for "
+            "tries, and slower than bf16"
+        )
+    elif not is_compiled:
+        notes.append(
+            "warning: FP8 is not compiled, so that each rounding to 8 bits reads and writes all "
+            "of a tensor, and is as a rule slower than bf16; write compile: true"
+        )
+    return notes

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from data_prep.order import Order
     from pretrain.config import PretrainConfig
 
+FP8_MULTIPLE = 16  # as model.float8, which takes torch
 _LEAST_TEXT = 2  # tokens of a document or pair that a row must have room for
 
 
@@ -278,6 +279,12 @@ def _check_model(config: "PretrainConfig", data: Shards | None) -> Iterator[Prob
         )
     if config.attention == "flex" and (problem := problem_of_flex(model)) is not None:
         yield Problem("attention", f"flex cannot train this model: {problem}; write auto")
+    if config.precision == "fp8" and model.d_model % FP8_MULTIPLE:
+        yield Problem(
+            "precision",
+            f"fp8 takes linear maps whose widths are multiples of {FP8_MULTIPLE}, and every map of "
+            f"a block has model.d_model = {model.d_model}; write another model.d_model, or bf16",
+        )
     yield from _check_head(config, model)
 
 

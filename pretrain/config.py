@@ -63,7 +63,9 @@ class PretrainConfig(Config):
     schedule: sections.Schedule = section(sections.Schedule, "The learning rate")
     parallel: sections.Parallel = section(sections.Parallel, "The ranks")
     precision: sections.Precision = key(
-        "bf16", "Of forward and backward; master weights are fp32 always"
+        "bf16",
+        "Of forward and backward; master weights are fp32 always. fp8: as bf16, and in training "
+        "the linear maps inside the blocks multiply in 8 bits, by torchao (GPUs from Ada on)",
     )
     compile: bool = key(
         False,

@@ -29,6 +29,7 @@ from runtime.config import load
 from runtime.deepspeed_checkpoint import MASTER, MOMENTS, DeepSpeedCheckpoint, open_checkpoint
 from runtime.errors import EXIT_BAD_INPUT, EXIT_OK, UserError
 from runtime.run_directory import describe_run, prepare_run_directory
+from runtime.sections import held_as
 
 USAGE = """\
 usage: python -m pretrain import-deepspeed CONFIG.yaml DS_DIR [--tag TAG] [key=value …]
@@ -167,9 +168,8 @@ def import_checkpoint(config: PretrainConfig, source: DeepSpeedCheckpoint) -> Pa
     attempt = Attempt(root, source.step)
     attempt.begin()
     try:
-        _write_model(
-            attempt, model_config, objective.head, _DTYPES[config.precision], train[0], read
-        )
+        dtype = _DTYPES[held_as(config.precision)]
+        _write_model(attempt, model_config, objective.head, dtype, train[0], read)
         if objective.layout.by_document and objective.head == "causal_lm":
             begin_texts_with(attempt.directory, train[0].eod_id)
         _write_slices(attempt, plan, read)

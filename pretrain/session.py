@@ -16,7 +16,7 @@ from model.flops import mfu, parameters
 from model.heads import Model
 from pretrain.architecture import check_architecture
 from pretrain.branch import key_of, rate_notes, stored_config
-from pretrain.build import attention_choice, build_engine
+from pretrain.build import attention_choice, build_engine, float8_notes
 from pretrain.checks import check_supply
 from pretrain.config import PretrainConfig
 from pretrain.evaluate import Validation
@@ -40,6 +40,7 @@ from runtime.run_directory import (
     describe_run,
     prepare_run_directory,
 )
+from runtime.sections import held_as
 from runtime.sinks import Histogram, open_sinks
 
 
@@ -179,7 +180,7 @@ class Session:
             self.attention_length,
             device_name(self.ranks.device),
             self.ranks.world_size,
-            self.config.precision,
+            held_as(self.config.precision),
             head=self.objective.head,
             predicted_fraction=predicted_fraction,
         )
@@ -313,6 +314,11 @@ def _introduce(session: Session, checkpoint: CheckpointInfo | None, choice: Choi
         f"{ranks.world_size} × {device_name(ranks.device)}"
     )
     say(str(choice))
+    if config.precision == "fp8":
+        net = session.engine.module
+        assert isinstance(net, Model)
+        for note in float8_notes(net, ranks.device, is_compiled=session.compilation.is_on):
+            say(note)
     if problem := session.compilation.problem:
         session.note(
             "compile", f"compile: true, and this machine cannot: {problem}; goes on without"

@@ -7,7 +7,7 @@ Every setting is written out, because DeepSpeed's defaults have changed silently
 from collections.abc import Iterator
 from typing import Any
 
-from runtime.sections import Parallel, Precision
+from runtime.sections import Parallel, Precision, held_as
 
 # DeepSpeed's key → ours: these can't be set through `deepspeed.extra`.
 OWNED_KEYS = {
@@ -33,6 +33,16 @@ _BUCKET = 500_000_000  # elements that are reduced, or gathered, at a time
 _BUCKET_ALONE = 1 << 20  # the same where there is one rank: stages 1 and 2 copy, and send nothing
 _PARAMETER_BUFFERS = 8  # more than the parameters of any one module
 
+_LOSS_SCALING = {  # of fp16
+    "auto_cast": False,
+    "loss_scale": 0,  # dynamic
+    "initial_scale_power": 16,
+    "loss_scale_window": 1000,
+    "hysteresis": 2,
+    "consecutive_hysteresis": False,
+    "min_loss_scale": 1,
+}
+
 
 def deepspeed_config(
     parallel: Parallel,
@@ -52,6 +62,7 @@ def deepspeed_config(
 
     largest_parameter, parameters: elements of one, of all. swap_directory: this run's own, on disk.
     """
+    held = held_as(precision)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
@@ -59,20 +70,11 @@ def deepspeed_config(
         "gradient_clipping": max_grad_norm,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
-        "communication_data_type": precision,
-        "data_types": {"grad_accum_dtype": precision},
-        "fp16": {
-            "enabled": precision == "fp16",
-            "auto_cast": False,
-            "loss_scale": 0,  # dynamic
-            "initial_scale_power": 16,
-            "loss_scale_window": 1000,
-            "hysteresis": 2,
-            "consecutive_hysteresis": False,
-            "min_loss_scale": 1,
-        },
+        "communication_data_type": held,
+        "data_types": {"grad_accum_dtype": held},
+        "fp16": {"enabled": held == "fp16", **_LOSS_SCALING},
         "bf16": {
-            "enabled": precision == "bf16",
+            "enabled": held == "bf16",
             "immediate_grad_update": False,
             "check_grad_overflow": True,  # a NaN gradient must not reach the master weights
             "bf16_master_weights_and_grads": False,

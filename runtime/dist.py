@@ -32,6 +32,7 @@ class Ranks:
         return self.rank == 0
 
 
+_FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 CONTROL_TIMEOUT = datetime.timedelta(hours=2)
 
 _control: torch_dist.ProcessGroup | None = None
@@ -155,9 +156,16 @@ def require_precision(precision: str, device: torch.device) -> None:
     mend = None
     if precision == "fp16" and device.type == "cpu":
         mend = "fp16 does not run on a CPU; write bf16 or fp32"
-    is_bf16_gpu = precision == "bf16" and device.type == "cuda"
+    is_bf16_gpu = precision in ("bf16", "fp8") and device.type == "cuda"
     if is_bf16_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         mend = f"{torch.cuda.get_device_name(device)} has no bf16; write fp16 or fp32"
+    elif precision == "fp8" and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _FP8_CAPABILITY:
+            mend = (
+                f"{torch.cuda.get_device_name(device)} has no FP8: its compute capability is "
+                f"{capability[0]}.{capability[1]}, and 8.9 is the first that has; write bf16"
+            )
     if mend:
         raise UserError(f"precision: {mend}", status=EXIT_BAD_INPUT)
 

@@ -18,6 +18,7 @@ from runtime.stopwatch import Stopwatch
 
 _SCALER_STATE = {"cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES["fp8"] = DTYPES["bf16"]  # of weights and gradients
 
 
 class StepResult(NamedTuple):

@@ -152,6 +152,12 @@ def check_tools(combination: Combination) -> Iterator[Problem]:
             "kernels",
             "triton is not installed here; run pip install 'ingot[kernels]', or write torch",
         )
+    if combination.precision == "fp8" and importlib.util.find_spec("torchao") is None:
+        yield Problem(
+            "precision",
+            "fp8 needs torchao, which is not installed here; run pip install 'ingot[fp8]', or "
+            "write bf16",
+        )
     parallel = combination.parallel
     if parallel.offload == "none" or parallel.offload_to != "nvme":
         return

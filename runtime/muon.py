@@ -81,6 +81,7 @@ class Muon(torch.optim.AdamW):
     A Muon group has `splits`: for each of its parameters the rows of the matrices in it.
     `found_inf`, where it is set, is a float tensor, the same on all ranks: with 1 a step leaves
     weights, moments and step counts as they are, as torch's fused AdamW does.
+    `is_measured`: whether a step also writes its `squares`.
     Under ZeRO 1 to 3 steps are collective, and `attach` must have said what lies where.
     """
 
@@ -95,7 +96,8 @@ class Muon(torch.optim.AdamW):
     ) -> None:
         super().__init__(list(groups), lr=lr, betas=betas, eps=eps, fused=True)
         self.momentum = momentum
-        # ‖Δw‖² and ‖w₀‖² of the last step, (2,) for each tensor that holds matrices.
+        self.is_measured = False
+        # ‖Δw‖² and ‖w₀‖² of the last step that was measured, (2,) for each tensor of matrices.
         self.squares: dict[Tensor, Tensor] = {}
         self._splits: dict[Tensor, tuple[int, ...]] = {
             parameter: rows
@@ -156,13 +158,16 @@ class Muon(torch.optim.AdamW):
         if found_inf is not None and found_inf.item():
             return
         state["step"] += 1
+        squares = None
+        if self.is_measured:
+            squares = torch.zeros(2, dtype=torch.float64, device=parameter.device)
+            self.squares[parameter] = squares
         flat = _Flat(
             parameter.detach().view(-1),
             parameter.grad.reshape(-1),
             state["momentum_buffer"].view(-1),
-            torch.zeros(2, dtype=torch.float64, device=parameter.device),
+            squares,
         )
-        self.squares[parameter] = flat.squares
         plan = self._plan_of(parameter)
         for batch in plan.own:
             ahead = self._directions(flat, [(matrix, matrix.numel) for matrix in batch])
@@ -223,7 +228,7 @@ class _Flat(NamedTuple):
     weight: Tensor
     gradient: Tensor
     momentum: Tensor
-    squares: Tensor  # (2,) of the update and of the weights before it, added up
+    squares: Tensor | None  # (2,) of the update and of the weights before it, to be added to
 
     def apply(
         self, orthogonal: Sequence[Tensor], matrices: Sequence[_Matrix], group: dict[str, Any]
@@ -240,9 +245,10 @@ class _Flat(NamedTuple):
         sides = [max(matrix.rows, matrix.columns) for matrix in matrices]
         torch._foreach_mul_(made, [-group["lr"] * UPDATE_RMS * math.sqrt(side) for side in sides])
         torch._foreach_add_(made, weights, alpha=-group["lr"] * group["weight_decay"])
-        for of, tensors in enumerate((made, weights)):
-            norms = torch._foreach_norm(tensors, dtype=torch.float64)
-            self.squares[of] += torch.stack(norms).square().sum()
+        if self.squares is not None:
+            for square, tensors in zip(self.squares, (made, weights), strict=True):
+                norms = torch._foreach_norm(tensors, dtype=torch.float64)
+                square += torch.stack(norms).square().sum()
         torch._foreach_add_(weights, made)
 
 

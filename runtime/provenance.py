@@ -25,6 +25,7 @@ PACKAGES = (
     "tokenizers",
     "numpy",
     "safetensors",
+    "torchao",
     "jieba",
 )
 

@@ -7,9 +7,14 @@ from pydantic import Field
 
 from runtime.config import Config, key
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def held_as(precision: Precision) -> Literal["fp32", "bf16", "fp16"]:
+    """The format of weights, gradients and checkpoints: fp8 is one of products alone."""
+    return "bf16" if precision == "fp8" else precision
 
 
 class Run(Config):

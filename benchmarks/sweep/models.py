@@ -21,6 +21,7 @@ class Model(NamedTuple):
     recompute: tuple[str, ...] = ("none",)  # likewise, tried first
     document: int = 0  # tokens of each document of a packed row; 0: rows are one text
     predicted: float = 1.0
+    precision: str = "bf16"
 
     def config(self) -> ModelConfig:
         """Its shape."""
@@ -47,6 +48,7 @@ MODELS = (
     Model("350M", "gpt2-355m", _GPT2, 1024, (64, 32, 16)),
     Model("774M", "gpt2-774m", _GPT2, 1024, (32, 16, 8)),
     Model("1.5B", "gpt2-1.5b", _GPT2, 1024, (32, 16, 8)),
+    Model("1.5B-fp8", "gpt2-1.5b", _GPT2, 1024, (32, 16, 8), precision="fp8"),
     Model("7B", "llama-2-7b", {"max_seq_len": 2048}, 2048, (4, 2, 1), ("none", "block")),
     Model("BERT-base", "bert-base", {"dropout": 0.0}, 512, (128, 64), document=128, predicted=0.15),
 )
@@ -54,6 +56,7 @@ MODELS = (
 _SMALL = {"n_layers": 2, "n_heads": 2, "d_model": 64, "vocab_size": 512}
 DRY_MODELS = (
     Model("124M", "gpt2-124m", _SMALL, 64, (2,)),
+    Model("1.5B-fp8", "gpt2-1.5b", _SMALL, 64, (2,), precision="fp8"),
     Model("7B", "llama-2-7b", {**_SMALL, "n_kv_heads": 2, "d_ff": 128}, 64, (2,), ("block",)),
     Model(
         *("BERT-base", "bert-base", {**_SMALL, "dropout": 0.0}, 64, (2,)),

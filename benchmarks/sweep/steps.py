@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.sweep.models import DRY_MODELS, MODELS, Model
 from benchmarks.sweep.timing import median_seconds, wait
-from model import build
+from model import build, float8
 from model.flops import mfu, parameters
 from model.init import parameter_groups
 from model.kernels import linear_cross_entropy
@@ -32,6 +32,7 @@ def rows(device: torch.device, name: str, *, is_dry: bool) -> Iterator[dict[str,
     for recompute in model.recompute:
         for size in model.batch_sizes:
             tried = {"model": name, "batch_size": size, "seq_len": model.seq_len}
+            tried["precision"] = model.precision
             tried["recompute"] = recompute
             try:
                 yield tried | _measure(model, size, recompute, device, is_dry=is_dry)
@@ -51,6 +52,8 @@ def _measure(
         net = build(config, head)
     net.trunk.set_recompute(recompute)
     net.trunk.splits_documents = False
+    if model.precision == "fp8":
+        float8.use_in(net.trunk, emulate=device.type == "cpu")
     for block in net.trunk.blocks:
         block.forward = torch.compile(block.forward)
     batch = model.batch(size, device)

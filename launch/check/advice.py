@@ -173,6 +173,9 @@ def _compile(case: Case) -> Iterator[Finding]:
 
 def _precision(case: Case) -> Iterator[Finding]:
     precision, has_bf16 = case.one.config.precision, "bf16" in case.target.device.peak
+    if precision == "fp8":
+        yield _advice("precision", _of_fp8(case))
+        return
     if case.target.is_cpu or precision == "bf16" or not has_bf16:
         return
     why = (
@@ -181,6 +184,15 @@ def _precision(case: Case) -> Iterator[Finding]:
         else "bf16 needs no loss scaling, and this device has it"
     )
     yield _advice("precision", f"{precision}; {why}: write bf16")
+
+
+def _of_fp8(case: Case) -> str:
+    told = "fp8; memory and time are those of bf16: what FP8 gains is not estimated"
+    if case.target.is_cpu:
+        return f"{told}, and on a CPU it is emulated, which is slower"
+    if not case.one.config.compile:
+        return f"{told}, and without compile: true it is as a rule slower"
+    return told
 
 
 def _micro_batch(case: Case) -> Iterator[Finding]:

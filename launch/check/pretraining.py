@@ -62,7 +62,8 @@ def check_pretraining(path: Path, overrides: Sequence[str], options: argparse.Na
         if options.verify:
             _verify(report, config)
     one = training(config, model, target.ranks)
-    if config.precision not in target.device.peak:
+    is_fp8 = config.precision == "fp8"
+    if one.layout.precision not in target.device.peak or (is_fp8 and not target.device.has_fp8):
         known = " or ".join(sorted(target.device.peak))
         report.error("precision", f"{target.device.name} has no {config.precision}; write {known}")
         return report
@@ -151,7 +152,7 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
     config, branch = one.config, branch_point(one.config)
     steps = max(0, config.total_steps - (branch.step if branch else 0))
     evaluations = evaluations_s(one, step, steps, has_data=not options.no_data)
-    size = checkpoint_bytes(one.model, one.head, config.precision, config.optim.name)
+    size = checkpoint_bytes(one.model, one.head, one.layout.precision, config.optim.name)
     saves = saves_of(
         config.checkpoint,
         size,

@@ -164,9 +164,7 @@ def _time(report: Report, one: Training, target: Target, found: "Prediction") ->
     step, cost, layout = found.step, found.cost, one.layout
     rates = [layout.tokens_per_step / s for s in (step.total_s, step.high_s, step.low_s)]
     per_token = flops_per_token(one.model, layout.seq_len, one.head, one.predicted_fraction)
-    peak = target.device.peak[one.config.precision] * (
-        target.nodes if target.is_cpu else target.ranks
-    )
+    peak = target.device.peak[layout.precision] * (target.nodes if target.is_cpu else target.ranks)
     full, causal = (rates[0] * each / peak for each in per_token)
     rows = [
         Row("step", duration(step.total_s), _between(step.low_s, step.high_s)),

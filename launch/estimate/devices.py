@@ -34,6 +34,11 @@ class Device(NamedTuple):
     generation: str  # of efficiency.py
     host_link: float  # bytes/s to the host's memory, one direction
 
+    @property
+    def has_fp8(self) -> bool:
+        """Whether it multiplies in 8 bits, or is the processor, which emulates that."""
+        return self.generation in ("ada", "hopper", "blackwell", "cpu")
+
 
 def _device(
     name: str,

@@ -8,6 +8,7 @@ from launch.estimate.memory import RunMemory, run_memory
 from model.config import ModelConfig
 from pretrain.config import PretrainConfig
 from pretrain.objectives.traits import TRAITS
+from runtime.sections import held_as
 
 
 class Training(NamedTuple):
@@ -44,7 +45,7 @@ def training(config: PretrainConfig, model: ModelConfig, ranks: int) -> Training
         accumulation_steps=config.accumulation_steps(ranks),
         seq_len=config.data.seq_len,
         zero_stage=parallel.zero_stage,
-        precision=config.precision,
+        precision=held_as(config.precision),
         recompute=parallel.activation_checkpointing,
         offload=parallel.offload,
         offload_to=parallel.offload_to,

@@ -44,6 +44,7 @@ ONE_PLACE = {
     "peft": ("finetune/adapters/",),
     "ray": ("data_prep/executors/ray.py",),
     "sentencepiece": ("data_prep/tokenizer_sentencepiece.py",),
+    "torchao": ("model/float8.py",),
     "trafilatura": ("data_prep/clean/",),
     "wandb": ("runtime/sinks/wandb.py",),
     "warcio": ("data_prep/readers/",),

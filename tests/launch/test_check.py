@@ -111,11 +111,24 @@ def test_the_size_of_a_checkpoint_is_that_on_disk(write: Any, told: Any, tmp_pat
     assert expected == pytest.approx(written, rel=0.02)
 
 
+@pytest.mark.parametrize("keys", [[], ["compile=true"]])
+def test_fp8_is_estimated_as_bf16_and_says_so(keys: list[str], write: Any, told: Any) -> None:
+    words = [*keys, "--gpu", "h100", "--ranks", "1", "--no-data"]
+    found, plain = (told(write(), *words, f"precision={p}") for p in ("fp8", "bf16"))
+    assert found["memory"] == plain["memory"]
+    assert found["time"] == plain["time"]
+    assert found["checkpoints"] == plain["checkpoints"]
+    advice = advised(found)["precision"]
+    assert advice.startswith("fp8; memory and time are those of bf16: what FP8 gains is not")
+    assert ("without compile: true" in advice) == (not keys)
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"batch__global_batch_size": 9}, "batch.global_batch_size: 9 is not divisible"),
     ({"steps": None, "tokens": 100}, "tokens: 100 is less than one step"),
     ({"schedule__warmup_steps": 12}, "schedule.warmup_steps: 12 is not less"),
     ({"precision": "fp16"}, "precision: fp16 does not run on a CPU"),
+    ({"precision": "fp8", "model__d_model": 24}, "precision: fp8 takes linear maps whose widths"),
     ({"precision": "bf16", "parallel": {"zero_stage": 0}}, "parallel.zero_stage: stage 0 with bf"),
     ({"parallel": {"zero_stage": 0, "offload": "optimizer"}}, "parallel.offload: needs"),
     ({"data__train": "/nowhere"}, "/nowhere"),
@@ -263,6 +276,7 @@ BAD_TARGETS = [
     (["--probe", "--gpu", "h200"], "--probe measures on this machine"),
     (["--probe", "--ranks", "2"], "--probe measures one rank"),
     (["--gpu", "v100-32", "precision=bf16"], "v100-32 has no bf16"),
+    (["--gpu", "a100-80gb", "precision=fp8"], "precision: a100-80gb has no fp8; write bf16 or"),
 ]
 
 

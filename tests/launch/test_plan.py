@@ -234,6 +234,16 @@ def test_an_old_gpu_trains_in_fp16(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["precision"] == "fp16"
 
 
+def test_fp8_is_not_planned_and_bf16_in_its_place_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {preset: gpt2-124m}\nsteps: 100\nprecision: fp8\n")
+    assert "fp8 is not planned, because its speed is not" in refused(capsys, str(path))
+    record = planned(capsys, "plan", str(path), "--precision", "bf16", "--tokens", "1B")
+    assert record["precision"] == "bf16"
+
+
 def test_the_plot_is_an_svg_of_all_points(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from model import build, preset
+from model import build, float8, preset
 from model.init import parameter_groups
 from model.transformer import Block
 from runtime import compilation, dist, hardware, sections
@@ -60,16 +60,22 @@ def batches() -> list[dict[str, torch.Tensor]]:
 
 
 def losses(
-    ranks: dist.Ranks, stage: Any, recompute: Any, apply: Callable[[nn.Module], None]
+    ranks: dist.Ranks,
+    stage: Any,
+    recompute: Any,
+    apply: Callable[[nn.Module], None],
+    precision: Any = "fp32",
 ) -> list[float]:
     torch.manual_seed(0)
     net = build(preset("llama-tiny", n_layers=10, d_model=32, n_heads=2, n_kv_heads=2, d_ff=48))
     net.trunk.set_recompute(recompute)
     net.trunk.splits_documents = False
+    if precision == "fp8":
+        float8.use_in(net.trunk, emulate=True)
     apply(net)
     settings = deepspeed_config(
         sections.Parallel(zero_stage=stage),
-        "fp32",
+        precision,
         micro_batch_size=ROWS,
         accumulation_steps=1,
         world_size=1,
@@ -105,6 +111,24 @@ def test_one_graph_for_all_layers_and_batches(
     assert (news.graphs, news.saved_s, news.is_first) == (1, None, True)
     assert news.seconds > 0
     assert one.news() is None, "told twice"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_one_graph_in_fp8_too(ranks: dist.Ranks, stage: int, recompute: str) -> None:
+    """Each layer has its own function for each of its maps, outside of the module tree."""
+    pytest.importorskip("torchao")
+
+    def compile_blocks(net: nn.Module) -> None:
+        for block in net.trunk.blocks:
+            block.forward = torch.compile(block.forward, backend="aot_eager")
+
+    compiled = losses(ranks, stage, recompute, compile_blocks, "fp8")
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    eager = losses(ranks, stage, recompute, lambda net: None, "fp8")
+    assert compiled == pytest.approx(eager, rel=1e-2)
+    assert compiled != pytest.approx(losses(ranks, stage, recompute, compile_blocks, "bf16"), 1e-5)
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:

@@ -134,7 +134,9 @@ def test_a_step_that_was_found_not_finite_changes_no_bit(mixed: Any, steps: int)
 def test_the_square_norms_are_those_of_the_step(mixed: Any) -> None:
     optimizer, (weight, _) = mixed
     optimizer.step()
+    assert not optimizer.squares  # nobody has asked for them
     before = weight.detach().double()
+    optimizer.is_measured = True
     optimizer.step()
     update, norm = optimizer.squares[weight].tolist()
     assert norm == pytest.approx(before.square().sum().item(), rel=1e-6)
