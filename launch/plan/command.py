@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.estimate.devices import Device, find
 from launch.estimate.network import GB, HOST_MEMORY, Network, default_network
-from launch.plan import compare, scaling
+from launch.plan import compare, ramp, scaling
 from launch.plan.batch import advised_sequences
 from launch.plan.nothing import nothing_fits
 from launch.plan.quantities import count_text, parse_count
@@ -146,7 +146,9 @@ def _ask(options: argparse.Namespace) -> tuple[Ask, int]:
         options.host_memory * GB,
         options.nvme_path,
     )
-    return ask._replace(global_batch_size=_batch(options, ask, tokens)), tokens
+    ask = ask._replace(global_batch_size=_batch(options, ask, tokens))
+    ramp.refuse_unshared(ask)
+    return ask, tokens
 
 
 def _in_range(name: str, value: int, most: int) -> None:

@@ -159,7 +159,9 @@ def _groups(ask: Ask, stage: int, offload: str, target: str) -> list[int | None]
 def _fitting(ask: Ask, combination: Layout) -> Iterator[Candidate]:
     """The largest micro-batch that fits and those not much smaller."""
     per_rank, largest = ask.global_batch_size // ask.gpus, 0
-    for micro in sorted(divisors(per_rank), reverse=True):
+    # One micro-batch serves the smaller batches of a ramp too, where the ranks can share them out.
+    smaller = [size // ask.gpus for _, size in ask.subject.ramp if size % ask.gpus == 0]
+    for micro in sorted(divisors(math.gcd(per_rank, *smaller)), reverse=True):
         if micro * _WORTH_TRYING < largest:
             return
         layout = combination._replace(micro_batch_size=micro, accumulation_steps=per_rank // micro)

@@ -35,6 +35,7 @@ class Subject(NamedTuple):
     global_batch_size: int | None = None
     tokens: int | None = None
     optimizer: str = "adamw"
+    ramp: tuple[tuple[int, int], ...] = ()  # (until step, sequences) of smaller batches at first
 
 
 def find_subject(name: str, data: str | None) -> Subject:
@@ -87,6 +88,7 @@ def _of_config(path: Path, data: str | None) -> Subject:
         config.batch.global_batch_size,
         config.tokens or config.positions(config.steps or 0),
         config.optim.name,
+        config.batch.sizes.ramp,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from launch.plan import explain
+from launch.plan import explain, ramp
 from launch.plan.batch import MUCH_LARGER, advised_tokens
 from launch.plan.quantities import count_text, duration, gigabytes
 from launch.plan.search import Ask, Candidate, Found, flops, mfu
@@ -14,15 +14,17 @@ def plan_text(ask: Ask, found: Found, best: Sequence[Candidate], tokens: int) ->
     """The ask, what was assumed, the best layouts with reasons, and why others do not fit."""
     subject = ask.subject
     size = parameters(subject.model, subject.head)
-    step = ask.global_batch_size * ask.seq_len
+    step, steps = ask.global_batch_size * ask.seq_len, ramp.sizes(ask).steps(tokens // ask.seq_len)
+    up_to = "up to " if subject.ramp else ""
     lines = [
         f"{subject.name}: {count_text(size)} parameters, {count_text(tokens)} tokens "
-        f"({tokens / size:.0f} per parameter) in {tokens // step:,} steps of "
-        f"{ask.global_batch_size:,} × {ask.seq_len:,} = {count_text(step)} tokens",
+        f"({tokens / size:.0f} per parameter) in {steps:,} steps of "
+        f"{up_to}{ask.global_batch_size:,} × {ask.seq_len:,} = {count_text(step)} tokens",
         f"{ask.gpus:,} × {ask.device.name}, {ask.gpus_per_node} per node, {ask.precision}"
         f"{', compiled' if ask.compile else ''}",
         network_text(ask),
         batch_text(ask, tokens),
+        *filter(None, [ramp.note(ask, tokens)]),
     ]
     for place, candidate in enumerate(best, 1):
         lines += ["", *_candidate(ask, candidate, place, best[0], tokens)]
@@ -84,12 +86,13 @@ def plan_record(ask: Ask, found: Found, best: Sequence[Candidate], tokens: int) 
         "model": subject.name,
         "parameters": parameters(subject.model, subject.head),
         "tokens": tokens,
-        "steps": tokens // (ask.global_batch_size * ask.seq_len),
+        "steps": ramp.sizes(ask).steps(tokens // ask.seq_len),
         "gpus": ask.gpus,
         "gpu": ask.device.name,
         "gpus_per_node": ask.gpus_per_node,
         "seq_len": ask.seq_len,
         "global_batch_size": ask.global_batch_size,
+        "ramp": ramp.record(ask, tokens),
         "precision": ask.precision,
         "advised_tokens_per_step": advised_tokens(flops(ask).causal * tokens),
         "network": ask.network._asdict(),

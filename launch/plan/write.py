@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from launch.estimate.layout import Layout
+from launch.plan import ramp
 from launch.plan.batch import advised_rate
 from launch.plan.quantities import count_text, duration
 from launch.plan.search import Ask, Candidate, flops
@@ -24,14 +25,13 @@ def planned(ask: Ask, candidate: Candidate, tokens: int) -> PretrainConfig:
     Learning rate, warm-up and the time between checkpoints are added where nothing was written.
     """
     layout, settings = candidate.layout, json.loads(json.dumps(ask.subject.settings))
-    steps = max(1, tokens // layout.tokens_per_step)
+    steps = max(1, ramp.sizes(ask).steps(tokens // ask.seq_len))
     settings.pop("steps", None)
     settings["tokens"] = tokens
     settings.setdefault("data", {})["seq_len"] = ask.seq_len
-    settings["batch"] = {
-        "global_batch_size": layout.global_batch_size,
-        "micro_batch_size": layout.micro_batch_size,
-    }
+    settings.setdefault("batch", {}).update(
+        global_batch_size=layout.global_batch_size, micro_batch_size=layout.micro_batch_size
+    )
     settings.setdefault("model", {}).setdefault("max_seq_len", ask.subject.model.max_seq_len)
     settings.setdefault("parallel", {}).update(_parallel(ask, layout))
     settings["precision"], settings["compile"] = layout.precision, layout.compile
@@ -115,5 +115,6 @@ def comment_for(ask: Ask, candidate: Candidate, tokens: int, command: str) -> st
             f"{duration(tokens / candidate.tokens_per_second)};",
             f"{memory.total / 1e9:.1f} GB a GPU ({memory.low / 1e9:.1f} to "
             f"{memory.high / 1e9:.1f}) of {ask.device.memory_bytes / 1e9:.1f}.",
+            *filter(None, [ramp.note(ask, tokens)]),
         ]
     )

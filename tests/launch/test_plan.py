@@ -20,7 +20,7 @@ from launch.estimate.network import default_network
 from launch.estimate.step_time import step_time
 from launch.plan.write import as_yaml
 from model.presets import preset
-from pretrain.config import PretrainConfig
+from pretrain.config import PretrainConfig, check_batches
 from runtime.config import load
 from tests.architecture.source import ROOT
 from tests.corpus import prepare_corpus
@@ -194,6 +194,66 @@ def test_a_pretraining_config_is_planned_and_kept(
     assert (config.optim.lr, config.optim.name) == (0.0011, "muon")
     assert config.total_steps == 1000
     assert main(["check", "run.yaml", "--ranks", "8", "--gpu", "h100"]) == 0
+
+
+RAMP = [{"until_step": 10, "global_batch_size": 24}, {"until_step": 30, "global_batch_size": 48}]
+
+
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A config whose batch grows, in the working directory: 1,200 sequences, then 96 a step."""
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {
+        "model": {"preset": "llama-60m", "max_seq_len": 512, "vocab_size": 32000},
+        "data": {"train": "none", "seq_len": 256},
+        "batch": {"global_batch_size": 96, "ramp": RAMP},
+        "tokens": 256 * (1200 + 96 * 50),
+    }
+    Path("grows.yaml").write_text(yaml.safe_dump(settings))
+    return settings
+
+
+def test_a_batch_that_grows_is_planned_for_its_final_size(
+    growing: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["plan", "grows.yaml", "--gpus", "4"]
+    record = planned(capsys, *ask, "--output", "run.yaml")
+    assert (record["global_batch_size"], record["steps"]) == (96, 30 + 50)
+    assert record["ramp"]["stages"] == RAMP
+    assert record["ramp"]["tokens"] == 256 * 1200
+    told = (
+        "batch.ramp: 24 until step 10, 48 until step 30, then 96 sequences a step: planned for "
+        "96; 20.0% of the tokens come in smaller steps before"
+    )
+    assert record["ramp"]["note"].startswith(told)
+    for one in record["best"]:
+        layout = one["layout"]
+        assert layout["micro_batch_size"] * layout["accumulation_steps"] * 4 == 96
+        assert 24 % (4 * layout["micro_batch_size"]) == 0, "serves the smallest batch too"
+    # The ramp is kept, and the written config runs.
+    config = load(PretrainConfig, Path("run.yaml"))
+    assert config.batch.model_dump(mode="json")["ramp"] == RAMP
+    assert config.total_steps == 80
+    assert f"# {told}" in Path("run.yaml").read_text()
+    assert not list(check_batches(config.batch, 4))
+    # A person reads the same.
+    assert main(ask) == 0
+    text = capsys.readouterr().out
+    assert "in 80 steps of up to 96 × 256" in text
+    assert f"\n{told}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--gpus", "16"], "batch.ramp: 24 sequences cannot be shared out evenly among 16 GPUs"),
+        (["--gpus", "4", "--global-batch-size", "48"], "then 48 sequences a step, expected rising"),
+    ],
+)
+def test_a_ramp_that_cannot_be_is_refused(
+    growing: dict[str, Any], capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert told in refused(capsys, "grows.yaml", *words)
 
 
 def test_a_model_directory_is_planned(
