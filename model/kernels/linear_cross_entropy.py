@@ -200,7 +200,17 @@ def _rows_of(kernels: str) -> Callable[..., Tensor]:
 @cache
 def _compiled_rows() -> Callable[..., Tensor]:
     compiled: Callable[..., Tensor] = torch.compile(cross_entropy_rows.in_few_passes_)
-    return compiled
+
+    def rows_(
+        logits: Tensor, targets: Tensor, share: Tensor, loss: RowLoss, *, with_gradient: bool
+    ) -> Tensor:
+        # Told ahead that their number changes, with masks and last chunks: else it is found out by
+        # compiling for the first one alone. The loops over classes are the same.
+        for tensor in (logits, targets, share):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(logits, targets, share, loss, with_gradient=with_gradient)
+
+    return rows_
 
 
 class _Gradients:

@@ -1,9 +1,11 @@
 """The chunked head against plain PyTorch in fp64."""
 
+import functools
 import itertools
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from model.kernels import cross_entropy_rows, linear_cross_entropy
@@ -236,6 +238,25 @@ def test_the_compiler_makes_kernels_of_rows(monkeypatch, tmp_path):
         ours, plain = both(inputs, targets, chunk_rows=20, kernels="inductor", **options)
         assert max(map(error, ours, plain)) <= 2e-6
         assert not ours[2][CLASSES:].any()
+
+
+def test_one_compilation_serves_all_numbers_of_rows(monkeypatch):
+    """Rows that are predicted differ from batch to batch, and last chunks from others."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="aot_eager"))
+    fresh = functools.cache(linear_cross_entropy._compiled_rows.__wrapped__)
+    monkeypatch.setattr(linear_cross_entropy, "_compiled_rows", fresh)
+    torch._dynamo.reset()
+    counters.clear()
+    for number, n in enumerate((37, 30, 52, 1)):
+        if n == 1:
+            counters.clear()  # a size of its own to the compiler
+        *inputs, targets = case(torch.float32, n=n)
+        targets[0] = 3
+        ours, plain = both(inputs, targets, chunk_rows=20, kernels="inductor")
+        assert max(map(error, ours, plain)) <= 2e-6
+        assert counters["stats"]["unique_graphs"] == 1, number
+    torch._dynamo.reset()
 
 
 def peak_bytes(compute):
