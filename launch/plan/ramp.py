@@ -2,31 +2,21 @@
 
 from typing import Any
 
-from data_prep.batch_sizes import BatchSizes, rises
 from launch.plan.search import Ask
+from pretrain.config import check_batches
+from pretrain.sections import Batch
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
 
-def sizes(ask: Ask) -> BatchSizes:
-    """Sequences of each step: the config's ramp, then the batch that is planned."""
-    return BatchSizes(ask.global_batch_size, ask.subject.ramp)
+def batch(ask: Ask) -> Batch:
+    """The config's ramp, then the batch that is planned."""
+    return Batch(global_batch_size=ask.global_batch_size, ramp=ask.subject.ramp)
 
 
 def refuse_unshared(ask: Ask) -> None:
     """Raise UserError (status 2) for a ramp that so many GPUs, or this batch, cannot have."""
-    if not rises(sizes(ask)):
-        raise UserError(
-            f"batch.ramp: {_stages(ask)}, expected rising steps and rising sizes; change it, or "
-            "give a larger --global-batch-size",
-            status=EXIT_BAD_INPUT,
-        )
-    for _, size in ask.subject.ramp:
-        if size % ask.gpus:
-            raise UserError(
-                f"batch.ramp: {size:,} sequences cannot be shared out evenly among {ask.gpus:,} "
-                "GPUs; change it, or give another --gpus",
-                status=EXIT_BAD_INPUT,
-            )
+    for problem in check_batches(batch(ask), ask.gpus):
+        raise UserError(f"{problem.key}: {problem.message}", status=EXIT_BAD_INPUT)
 
 
 def note(ask: Ask, tokens: int) -> str | None:
@@ -44,15 +34,15 @@ def record(ask: Ask, tokens: int) -> dict[str, Any] | None:
     """The same as JSON holds it."""
     if not ask.subject.ramp:
         return None
-    stages = [{"until_step": u, "global_batch_size": size} for u, size in ask.subject.ramp]
+    stages = [stage.model_dump() for stage in ask.subject.ramp]
     return {"stages": stages, "tokens": min(tokens, _before(ask)), "note": note(ask, tokens)}
 
 
 def _before(ask: Ask) -> int:
     """Tokens until the batch has its final size."""
-    return sizes(ask).first(ask.subject.ramp[-1][0]) * ask.seq_len
+    return batch(ask).sizes.first(ask.subject.ramp[-1].until_step) * ask.seq_len
 
 
 def _stages(ask: Ask) -> str:
-    told = ", ".join(f"{size:,} until step {until:,}" for until, size in ask.subject.ramp)
+    told = ", ".join(f"{size:,} until step {until:,}" for until, size in batch(ask).sizes.ramp)
     return f"{told}, then {ask.global_batch_size:,} sequences a step"

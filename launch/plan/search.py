@@ -160,7 +160,8 @@ def _fitting(ask: Ask, combination: Layout) -> Iterator[Candidate]:
     """The largest micro-batch that fits and those not much smaller."""
     per_rank, largest = ask.global_batch_size // ask.gpus, 0
     # One micro-batch serves the smaller batches of a ramp too, where the ranks can share them out.
-    smaller = [size // ask.gpus for _, size in ask.subject.ramp if size % ask.gpus == 0]
+    sizes = [stage.global_batch_size for stage in ask.subject.ramp]
+    smaller = [size // ask.gpus for size in sizes if size % ask.gpus == 0]
     for micro in sorted(divisors(math.gcd(per_rank, *smaller)), reverse=True):
         if micro * _WORTH_TRYING < largest:
             return

@@ -14,7 +14,7 @@ from model.hf.config import CheckpointError, read_config
 from model.presets import PRESETS, preset
 from pretrain.config import PretrainConfig
 from pretrain.objectives.traits import TRAITS
-from pretrain.sections import Objective
+from pretrain.sections import Objective, RampStage
 from runtime.config import load
 from runtime.errors import EXIT_BAD_INPUT, UserError
 
@@ -35,7 +35,7 @@ class Subject(NamedTuple):
     global_batch_size: int | None = None
     tokens: int | None = None
     optimizer: str = "adamw"
-    ramp: tuple[tuple[int, int], ...] = ()  # (until step, sequences) of smaller batches at first
+    ramp: tuple[RampStage, ...] = ()  # smaller batches at first
 
 
 def find_subject(name: str, data: str | None) -> Subject:
@@ -88,7 +88,7 @@ def _of_config(path: Path, data: str | None) -> Subject:
         config.batch.global_batch_size,
         config.tokens or config.positions(config.steps or 0),
         config.optim.name,
-        config.batch.sizes.ramp,
+        config.batch.ramp,
     )
 
 

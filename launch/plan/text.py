@@ -14,7 +14,10 @@ def plan_text(ask: Ask, found: Found, best: Sequence[Candidate], tokens: int) ->
     """The ask, what was assumed, the best layouts with reasons, and why others do not fit."""
     subject = ask.subject
     size = parameters(subject.model, subject.head)
-    step, steps = ask.global_batch_size * ask.seq_len, ramp.sizes(ask).steps(tokens // ask.seq_len)
+    step, steps = (
+        ask.global_batch_size * ask.seq_len,
+        ramp.batch(ask).sizes.steps(tokens // ask.seq_len),
+    )
     up_to = "up to " if subject.ramp else ""
     lines = [
         f"{subject.name}: {count_text(size)} parameters, {count_text(tokens)} tokens "
@@ -86,7 +89,7 @@ def plan_record(ask: Ask, found: Found, best: Sequence[Candidate], tokens: int) 
         "model": subject.name,
         "parameters": parameters(subject.model, subject.head),
         "tokens": tokens,
-        "steps": ramp.sizes(ask).steps(tokens // ask.seq_len),
+        "steps": ramp.batch(ask).sizes.steps(tokens // ask.seq_len),
         "gpus": ask.gpus,
         "gpu": ask.device.name,
         "gpus_per_node": ask.gpus_per_node,

@@ -25,7 +25,7 @@ def planned(ask: Ask, candidate: Candidate, tokens: int) -> PretrainConfig:
     Learning rate, warm-up and the time between checkpoints are added where nothing was written.
     """
     layout, settings = candidate.layout, json.loads(json.dumps(ask.subject.settings))
-    steps = max(1, ramp.sizes(ask).steps(tokens // ask.seq_len))
+    steps = max(1, ramp.batch(ask).sizes.steps(tokens // ask.seq_len))
     settings.pop("steps", None)
     settings["tokens"] = tokens
     settings.setdefault("data", {})["seq_len"] = ask.seq_len

@@ -246,8 +246,8 @@ def test_a_batch_that_grows_is_planned_for_its_final_size(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--gpus", "16"], "batch.ramp: 24 sequences cannot be shared out evenly among 16 GPUs"),
-        (["--gpus", "4", "--global-batch-size", "48"], "then 48 sequences a step, expected rising"),
+        (["--gpus", "16"], "batch.ramp: 24 is not divisible by micro_batch_size × ranks = 1 × 16"),
+        (["--gpus", "4", "--global-batch-size", "48"], "then 48: expected rising"),
     ],
 )
 def test_a_ramp_that_cannot_be_is_refused(
