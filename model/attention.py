@@ -135,6 +135,7 @@ class Attention(nn.Module):
         if visibility.flex is not None:
             masks = visibility.flex
             tiles = masks.everywhere if self.window is None else masks.local
+            assert tiles is not None  # made for each kind of layer that there is
             return flex.attend(q, k, v, tiles).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)

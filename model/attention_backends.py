@@ -114,6 +114,6 @@ def use(choice: Choice) -> None:
     }
     for name, switch in switches.items():
         # cuDNN comes first in torch's own order, so it is off where another one is faster.
-        is_slower = name == "cudnn" and choice.backend in ("flash", "efficient")
+        is_slower = name == "cudnn" and choice.backend in ("flash", "efficient", "flex")
         is_only = choice.is_asked_for and choice.backend != "flex"
         switch(name == choice.backend if is_only else not is_slower)

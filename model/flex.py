@@ -55,7 +55,7 @@ def make_masks(
     return FlexMasks(mask(None) if None in windows else None, local)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """Attention under a mask: q (B, H, T, hd), k and v (B, Hkv, T, hd) to (B, H, T, hd)."""
     is_grouped = q.shape[1] != k.shape[1]
     y = _compiled(flex_attention)(q, k, v, block_mask=mask, enable_gqa=is_grouped)
@@ -74,11 +74,15 @@ def _compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-@cache
-def problem(device: torch.device) -> str | None:
-    """Why FlexAttention does not work on this machine, in a line; None where it does."""
+def problem(device: torch.device, config: ModelConfig, dtype: torch.dtype) -> str | None:
+    """Why FlexAttention does not work here for this model, in a line; None where it does."""
+    q = torch.linspace(0, 9999, 2 * config.n_heads * 256 * config.head_dim, device=device).sin()
+    q = q.view(2, config.n_heads, 256, config.head_dim).to(dtype)
     try:
-        found, want = _gradients(torch.compile(_trial), device), _gradients(_plain_trial, device)
+        found, want = (
+            _gradients(attention, q, config.n_kv_heads)
+            for attention in (torch.compile(_trial), _plain_trial)
+        )
     except Exception as error:  # of whatever part: the compiler, Triton, a shape it cannot take
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return lines[0] if lines else type(error).__name__
@@ -86,12 +90,12 @@ def problem(device: torch.device) -> str | None:
     return None if max(errors) <= _ROUNDING else "it computes wrong numbers"
 
 
-def _gradients(attention: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
+def _gradients(attention: Callable[..., Tensor], q: Tensor, kv_heads: int) -> list[Tensor]:
     """What attention over short texts with prefixes makes of fixed numbers, and its gradients."""
+    device = q.device
     prefix = torch.arange(256, device=device)[None] < torch.tensor([[150], [50]], device=device)
-    numbers = torch.linspace(0, 9999, 2 * 4 * 256 * 64, device=device).sin()
-    q = numbers.view(2, 4, 256, 64).bfloat16().requires_grad_()
-    y = attention(q, prefix)
+    q = q.requires_grad_()
+    y = attention(q, q[:, :kv_heads], q[:, -kv_heads:], prefix)
     (gradient,) = torch.autograd.grad(y, q, y.detach() + 1)
     return [y.detach().float(), gradient.float()]
 
@@ -100,13 +104,13 @@ def _see_prefix(prefix: Tensor) -> Callable[..., Tensor]:
     return rule(None, causal=True, attention_mask=None, documents=None, prefix=prefix)
 
 
-def _trial(q: Tensor, prefix: Tensor) -> Tensor:
+def _trial(q: Tensor, k: Tensor, v: Tensor, prefix: Tensor) -> Tensor:
     mask = create_block_mask(_see_prefix(prefix), len(q), None, q.shape[2], q.shape[2], q.device)
-    return attend(q, q[:, ::2], q[:, 1::2], mask)
+    return attend(q, k, v, mask)
 
 
-def _plain_trial(q: Tensor, prefix: Tensor) -> Tensor:
+def _plain_trial(q: Tensor, k: Tensor, v: Tensor, prefix: Tensor) -> Tensor:
     place = partial(torch.arange, device=q.device)
     row, token = place(len(q))[:, None, None], place(q.shape[2])
     mask = _see_prefix(prefix)(row, row, token[:, None], token)[:, None]
-    return attend_masked(q, q[:, ::2], q[:, 1::2], mask=mask, causal=True, dropout=0.0)
+    return attend_masked(q, k, v, mask=mask, causal=True, dropout=0.0)

@@ -54,7 +54,7 @@ def build_engine(
     net.trunk.set_recompute(config.parallel.activation_checkpointing)
     net.set_kernels(config.kernels)
     if config.precision == "fp8":
-        float8.use_in(net.trunk, emulate=ranks.device.type == "cpu")
+        _use_float8(net, ranks)
     net.trunk.splits_documents = not compilation.is_on
     compilation.apply(net.trunk.blocks)
     attention_backends.use(choice)
@@ -85,18 +85,28 @@ def attention_choice(
         packs_documents=layout_for(config).packing != "concat",
         has_prefix=config.objective == "prefix_lm",
     )
-    if choice.backend != "flex":
+    problem = "another rank's card has no use for it"
+    if choice.backend == "flex":
+        problem = flex.problem(device, model_config, DTYPES[config.precision]) or ""
+    told = dist.gather_text(problem)
+    if choice.backend != "flex" or not any(told):
         return choice
-    problems = dist.gather_text(flex.problem(device) or "")
-    problem = next((problem for problem in problems if problem), None)
-    if problem is None:
-        return choice
+    problem = next(problem for problem in told if problem)
     if choice.is_asked_for:
         raise UserError(
             f"attention: flex does not work on this machine: {problem}; write auto",
             status=EXIT_BAD_INPUT,
         )
     return attention_backends.without_flex(f"it does not work here: {problem}")
+
+
+def _use_float8(net: Model, ranks: Ranks) -> None:
+    problem = None
+    try:
+        float8.use_in(net.trunk, emulate=ranks.device.type == "cpu")
+    except ImportError as error:
+        problem = str(error)
+    dist.raise_together(problem, EXIT_BAD_INPUT)
 
 
 def float8_notes(net: Model, device: torch.device, *, is_compiled: bool) -> list[str]:

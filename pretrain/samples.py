@@ -1,7 +1,7 @@
 """What a model in training makes of the prompts of evaluate.prompts: samples over time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -57,16 +57,22 @@ class Samples:
         """
         if not (engine.ranks.is_main or self._gathers):
             return []
-        with engine.evaluating(), self._eager():
+        with engine.evaluating(), self._uncompiled(engine.module):
             if isinstance(engine.module, CausalLM):
                 found = self._continued(engine.module, engine.ranks.device, beat)
             else:
                 found = list(self._filled(engine.module, engine.ranks.device, beat))
         return found if engine.ranks.is_main else []
 
-    def _eager(self) -> AbstractContextManager[Any]:
-        """Where blocks are compiled: not for a few rows of ever new lengths."""
-        return torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext()
+    @contextmanager
+    def _uncompiled(self, net: Any) -> Iterator[None]:
+        """Nothing is compiled for a few rows of ever new lengths."""
+        kept, net.trunk.attends_flex = net.trunk.attends_flex, False
+        try:
+            with torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext():
+                yield
+        finally:
+            net.trunk.attends_flex = kept
 
     def _continued(
         self, net: CausalLM, device: torch.device, beat: Callable[[], None]

@@ -137,7 +137,11 @@ def _why_not(device: torch.device) -> str | None:
 
 
 def _trust_vectors() -> None:
-    """Let the trial find out whether the CPU's widest vectors work: inductor's own takes 10 s."""
+    """Leave it to the trial whether the CPU's vectors work: inductor's own takes 10 s.
+
+    It asks the compiler for AVX2 or AVX-512, which any that reads torch's headers knows; for what
+    is newer (AMX) inductor still asks.
+    """
     import torch._inductor.config as settings
 
     if settings.cpp.vec_isa_ok is None:  # not said in TORCHINDUCTOR_VEC_ISA_OK

@@ -198,7 +198,7 @@ def skip_step(engine: Any, is_skipped: bool) -> None:
 
 
 def measure_step(engine: Any, is_measured: bool) -> None:
-    """Say whether `squared_norms` will be asked for the next step: Lion's leaves no trace of it."""
+    """Say whether `squared_norms` will be asked for the next step: AdamW's alone can be traced."""
     optimizer: Any = _base_optimizer(engine)
     optimizer.is_measured = is_measured
 

@@ -121,6 +121,7 @@ def _call(name: str, packed: Tensor, seen: Seen) -> Callable[[], Tensor]:
     if name == "flex":
         rows_apart = None if seen.mask is None else batch_size
         mask = create_block_mask(seen.rule, rows_apart, None, length, length, packed.device)
+        torch._dynamo.reset()  # each shape is compiled anew, of which a process has few
         compiled = torch.compile(flex_attention, dynamic=False)
         return lambda: compiled(*heads_first(), block_mask=mask)
 

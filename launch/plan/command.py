@@ -175,7 +175,7 @@ def _precision(options: argparse.Namespace, subject: Subject, device: Device) ->
     if precision == "fp8":
         raise UserError(
             "precision: fp8 is not planned, because its speed is not known here; give --precision "
-            "bf16, whose memory and batch serve fp8 too",
+            "bf16, whose memory and batch serve fp8 too, and write fp8 into the config it makes",
             status=EXIT_BAD_INPUT,
         )
     if precision not in device.peak:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from model import flex
+from model import flex, preset
 from tests.model.test_flex import KINDS, LENGTH, ROWS, known, new_net
 
 pytestmark = [
@@ -22,7 +22,9 @@ def gradients(net: Any, ids: torch.Tensor, given: dict[str, Any]) -> torch.Tenso
 
 
 def test_this_machine_is_fit_for_it() -> None:
-    assert flex.problem(torch.device("cuda")) is None
+    device = torch.device("cuda")
+    for name in ("llama-tiny", "llama-7b"):
+        assert flex.problem(device, preset(name), torch.bfloat16) is None
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -49,10 +49,6 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "_compiled_alone", alone)
 
 
-def graphs() -> int:
-    return counters["stats"]["unique_graphs"]
-
-
 def known(kind: str, seed: int = 0) -> dict[str, Any]:
     """What a batch may say of its tokens, as the model takes it."""
     torch.manual_seed(seed)
@@ -181,17 +177,17 @@ def test_generation_and_dropout_keep_their_paths(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("traced")
 def test_a_machine_is_tried_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """On its numbers, not on whether it compiles alone."""
-    problem = flex.problem.__wrapped__
-    assert problem(CPU) is None
+    asked = (CPU, CAUSAL, torch.bfloat16)
+    assert flex.problem(*asked) is None
     plain = flex.create_block_mask
     forgets = lambda _, *rest: plain(lambda b, h, q, k: k <= q, *rest)  # noqa: E731
     with monkeypatch.context() as patched:
         patched.setattr(flex, "create_block_mask", forgets)
-        assert problem(CPU) == "it computes wrong numbers"
+        assert flex.problem(*asked) == "it computes wrong numbers"
 
-    def fails(q: Tensor, prefix: Tensor) -> Tensor:
+    def fails(*_: Tensor) -> Tensor:
         raise RuntimeError("\nCannot find a working triton installation\nsee there")
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "compile", lambda _: fails)
-        assert problem(CPU) == "Cannot find a working triton installation"
+        assert flex.problem(*asked) == "Cannot find a working triton installation"
