@@ -23,7 +23,7 @@ def gradients(net: Any, ids: torch.Tensor, given: dict[str, Any]) -> torch.Tenso
 
 def test_this_machine_is_fit_for_it() -> None:
     device = torch.device("cuda")
-    for name in ("llama-tiny", "llama-7b"):
+    for name in ("llama-tiny", "llama-8b"):
         assert flex.problem(device, preset(name), torch.bfloat16) is None
 
 

@@ -11,7 +11,7 @@ from model import flex
 from model.attention_backends import Choice, Machine
 from pretrain.build import attention_choice
 from pretrain.config import PretrainConfig
-from runtime import hardware
+from runtime import dist, hardware
 from runtime.errors import UserError
 from tests.pretrain.test_pretrain_config import errors, good, only
 
@@ -43,6 +43,18 @@ def test_asked_for_it_works_or_nothing_does(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(found) == "attention: flex, because attention: flex asks for it"
     with pytest.raises(UserError, match="flex does not work on this machine: no Triton; write"):
         chosen("no Triton", monkeypatch, attention="flex")
+
+
+def test_all_ranks_choose_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "gather_text", lambda told: [told, "no Triton on rank 1"])
+    found = chosen(None, monkeypatch, objective="prefix_lm")
+    assert found.backend == "efficient"
+    assert str(found).endswith("because it does not work here: no Triton on rank 1")
+    # A rank whose own card has no use for it tells the others so, and does not leave them waiting.
+    told: list[str] = []
+    monkeypatch.setattr(dist, "gather_text", lambda text: told.append(text) or [text])
+    chosen(None, monkeypatch, attention="efficient", objective="prefix_lm")
+    assert told == ["another rank's card has no use for it"]
 
 
 def test_nothing_is_compiled_where_it_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
