@@ -89,7 +89,7 @@ class _Step:
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)  # one compilation for all groups
         factors = torch.stack([s.to(weight.device, torch.float32) for s in scalars])
-        self._update(*tensors, factors, group["betas"], group["eps"])
+        self._update(*tensors, factors, betas=group["betas"], eps=group["eps"])
 
     def _gradient(self, index: int) -> Tensor:
         """This rank's gradients of a group, flat as its weights are, and in 16 bit."""
@@ -122,6 +122,7 @@ def update(
     gradient: Tensor,
     rounded: Tensor,
     factors: Tensor,
+    *,
     betas: tuple[float, float],
     eps: float,
 ) -> None:

@@ -78,7 +78,7 @@ def stepper(way: str, part: Partition) -> Callable[[], None]:
 
     def step() -> None:
         with torch.no_grad():
-            function(*tensors, torch.stack(part.factors()), betas, eps)
+            function(*tensors, torch.stack(part.factors()), betas=betas, eps=eps)
 
     return step
 

@@ -154,6 +154,6 @@ def test_the_update_is_adamws_in_double_precision() -> None:
             1 - lr * decay,
         )
         factors = torch.tensor(scalars, dtype=torch.float64)
-        update(weight, first, second, gradient * steps, rounded, factors, betas, eps)
+        update(weight, first, second, gradient * steps, rounded, factors, betas=betas, eps=eps)
     torch.testing.assert_close(weight, theirs.detach(), rtol=1e-6, atol=1e-6)
     assert torch.equal(rounded, weight)
