@@ -67,7 +67,9 @@ def build_engine(
     groups = parameter_groups(net, config.optim.weight_decay, muon=is_muon)
     optimizer = build_optimizer(groups, config.optim)
     whole = [Block] if compilation.is_on else []
-    return Engine(net, optimizer, settings, ranks, gathered_whole=whole)
+    return Engine(
+        net, optimizer, settings, ranks, gathered_whole=whole, compiles_update=compilation.is_on
+    )
 
 
 def attention_choice(

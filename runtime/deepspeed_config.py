@@ -30,7 +30,9 @@ OWNED_KEYS = {
 }
 
 _BUCKET = 500_000_000  # elements that are reduced, or gathered, at a time
-_BUCKET_ALONE = 1 << 20  # the same where there is one rank: stages 1 and 2 copy, and send nothing
+# The same where there is one rank, and stages 1 and 2 send nothing: a gradient that is larger is
+# taken as it is, and not copied into a bucket first.
+_BUCKET_ALONE = 1
 _PARAMETER_BUFFERS = 8  # more than the parameters of any one module
 
 _LOSS_SCALING = {  # of fp16

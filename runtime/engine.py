@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from runtime import dist, replicas, zero_gradients, zero_layout, zero_swap
+from runtime import dist, one_pass, replicas, zero_gradients, zero_layout, zero_swap
 from runtime.dist import Ranks
 from runtime.stopwatch import Stopwatch
 
@@ -46,11 +46,13 @@ class Engine:
         ranks: Ranks,
         *,
         gathered_whole: Collection[type[nn.Module]] = (),
+        compiles_update: bool = False,
     ) -> None:
         """Shard a module.
 
         gathered_whole: classes of modules whose parameters ZeRO-3 gathers at their entry, all at
         once, and not at that of each module inside: no hook stands in the way of a compiler there.
+        compiles_update: whether the compiler may fuse the optimizer's passes; see `one_pass`.
         """
         self.ranks = ranks
         self.accumulation_steps: int = config["gradient_accumulation_steps"]
@@ -58,6 +60,8 @@ class Engine:
         self._engine = _initialize(module, optimizer, config, ranks, gathered_whole)
         zero_layout.attach(self._engine, self._stage, ranks)
         zero_gradients.attach(self._engine, self._stage, ranks)
+        if compiles_update:
+            one_pass.attach(self._engine, self._stage, ranks)
         self.module: nn.Module = self._engine.module
         scaler: Any = getattr(self._engine.optimizer, "loss_scaler", None)
         self._scaler = scaler if getattr(scaler, "dynamic", False) else None

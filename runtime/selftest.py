@@ -52,6 +52,7 @@ class Case(NamedTuple):
     offload: Literal["none", "optimizer", "all"] = "none"
     shard_ranks: int | None = None  # of hpZ
     grows: bool = False  # the first half of the steps take half of the batch
+    compiles_update: bool = False  # the optimizer's passes are fused
 
     @property
     def lr(self) -> float:
@@ -73,6 +74,7 @@ class Case(NamedTuple):
         return (
             f"{self.optimizer} {self.parallel} {self.precision} "
             f"accumulation {self.accumulation_steps}{' after half' * self.grows}"
+            f"{' compiled' * self.compiles_update}"
         )
 
     def sequences(self, step: int) -> int:
@@ -114,7 +116,12 @@ def cases(ranks: int) -> list[Case]:
     offloaded += [case._replace(offload="all") for case in cut]
     twice_cut = [case._replace(shard_ranks=2) for case in cut if ranks % 2 == 0]
     growing = [c._replace(grows=True) for c in some + offloaded if c.optimizer == "adamw"]
-    return plain + offloaded + twice_cut + growing
+    compiled = [c._replace(compiles_update=True) for c in plain if _can_be_one_pass(c)]
+    return plain + offloaded + twice_cut + growing + compiled
+
+
+def _can_be_one_pass(case: Case) -> bool:
+    return case.optimizer == "adamw" and case.stage in (1, 2)
 
 
 class _Net(nn.Module):
@@ -280,7 +287,7 @@ def run_case(case: Case, ranks: dist.Ranks) -> Result:
     )
     settings = _OPTIM.model_copy(update={"name": case.optimizer})
     optimizer = build_optimizer(_groups(net, case.optimizer), settings)
-    engine = Engine(net, optimizer, config, ranks)
+    engine = Engine(net, optimizer, config, ranks, compiles_update=case.compiles_update)
     losses, norms, ratios = [], [], []
     for step in range(STEPS):
         sequences = case.sequences(step)

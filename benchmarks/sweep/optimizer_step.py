@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.operations import NotHereError
+from runtime.one_pass import update
 
 
 class AdamW(NamedTuple):
@@ -71,38 +72,15 @@ def stepper(way: str, part: Partition) -> Callable[[], None]:
         return _by_torch(part, unscales_itself=way == "torch")
     if way == "ours":
         return _by_triton(part)
-    function = torch.compile(one_pass, dynamic=False) if way == "compiled" else one_pass
+    function: Callable[..., None] = torch.compile(update, dynamic=False)
     tensors = (part.weights, part.first, part.second, part.gradient, part.low)
     betas, eps = part.settings.betas, part.settings.eps
 
     def step() -> None:
         with torch.no_grad():
-            function(*tensors, part.factors(), betas, eps)
+            function(*tensors, torch.stack(part.factors()), betas=betas, eps=eps)
 
     return step
-
-
-def one_pass(
-    weights: Tensor,
-    first: Tensor,
-    second: Tensor,
-    gradient: Tensor,
-    low: Tensor,
-    factors: Factors,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """A step in plain PyTorch, each element by itself: what a compiler makes one pass of.
-
-    weights, first, second, gradient: (n,) fp32. low: (n,), the weights in 16 bit. All but the
-    gradient are written over.
-    """
-    scaled = gradient * factors.unscale
-    first.lerp_(scaled, 1 - betas[0])
-    second.mul_(betas[1]).addcmul_(scaled, scaled, value=1 - betas[1])
-    root = second.sqrt() / factors.correction + eps
-    weights.mul_(factors.kept).sub_(factors.rate * first / root)
-    low.copy_(weights)
 
 
 def _by_torch(part: Partition, *, unscales_itself: bool) -> Callable[[], None]:

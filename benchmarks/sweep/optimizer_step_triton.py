@@ -1,4 +1,4 @@
-"""`optimizer_step.one_pass` as one Triton kernel: every number is read once and written once."""
+"""`runtime.one_pass.update` as one Triton kernel: every number is read once and written once."""
 
 import triton
 import triton.language as tl
