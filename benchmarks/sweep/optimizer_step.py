@@ -7,7 +7,7 @@ model: it would be merged if it were measured to be faster than the compiler's.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ def stepper(way: str, part: Partition) -> Callable[[], None]:
 
 def _by_torch(part: Partition, *, unscales_itself: bool) -> Callable[[], None]:
     lr, betas, eps, decay, _ = part.settings
-    optimizer = torch.optim.AdamW(
+    optimizer: Any = torch.optim.AdamW(
         [part.weights], lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
     )
     part.weights.grad = part.gradient
@@ -95,7 +95,7 @@ def _by_torch(part: Partition, *, unscales_itself: bool) -> Callable[[], None]:
         scale = part.combined_scale()
         if unscales_itself:
             # Where torch.amp leaves them. The unscaled gradient is written back.
-            optimizer.grad_scale, optimizer.found_inf = scale, never  # type: ignore[attr-defined]
+            optimizer.grad_scale, optimizer.found_inf = scale, never
         else:
             part.gradient.mul_(1.0 / scale)
         optimizer.step()

@@ -16,13 +16,19 @@ from model.visibility import masked
 
 CPU = torch.device("cpu")
 ROWS, LENGTH = 2, 200  # two tiles, the second in part
-SHAPE = {"n_layers": 2, "n_heads": 4, "d_model": 64, "vocab_size": 61, "max_seq_len": 256}
-CAUSAL = ModelConfig(family="llama", n_kv_heads=2, **SHAPE)  # type: ignore[arg-type]
-WINDOWS = {"sliding_window": 24, "sliding_layers": (1,)}
+SHAPE: dict[str, Any] = {
+    "n_layers": 2,
+    "n_heads": 4,
+    "d_model": 64,
+    "vocab_size": 61,
+    "max_seq_len": 256,
+}
+CAUSAL = ModelConfig(family="llama", n_kv_heads=2, **SHAPE)
+WINDOWS: dict[str, Any] = {"sliding_window": 24, "sliding_layers": (1,)}
 MODELS = {
     "causal": CAUSAL,
-    "window": ModelConfig(family="qwen3", n_kv_heads=1, **SHAPE, **WINDOWS),  # type: ignore[arg-type]
-    "both sides": ModelConfig(family="modernbert", **SHAPE, **WINDOWS, dropout=0.0),  # type: ignore[arg-type]
+    "window": ModelConfig(family="qwen3", n_kv_heads=1, **SHAPE, **WINDOWS),
+    "both sides": ModelConfig(family="modernbert", **SHAPE, **WINDOWS, dropout=0.0),
 }
 KINDS = ("nothing", "padding", "documents", "prefix", "documents and prefix")
 
@@ -180,7 +186,10 @@ def test_a_machine_is_tried_before_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = (CPU, CAUSAL, torch.bfloat16)
     assert flex.problem(*asked) is None
     plain = flex.create_block_mask
-    forgets = lambda _, *rest: plain(lambda b, h, q, k: k <= q, *rest)  # noqa: E731
+
+    def forgets(_: Any, *rest: Any) -> Any:
+        return plain(lambda b, h, q, k: k <= q, *rest)
+
     with monkeypatch.context() as patched:
         patched.setattr(flex, "create_block_mask", forgets)
         assert flex.problem(*asked) == "it computes wrong numbers"
