@@ -52,25 +52,27 @@ class _Short(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: Any) -> Any:
-        ctx.save_for_backward(q, k, v, mask)
+        # Rows of heads, as the products want them. What is packed beside q, k and v can then be let
+        # go of, and the compiler does not keep both.
+        ctx.save_for_backward(*(x.flatten(0, 1) for x in (q, k, v)), mask)
         ctx.causal = causal
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask = ctx.saved_tensors
-        shape, scale = q.shape, 1 / math.sqrt(q.shape[-1])
+        q, k, v, mask = ctx.saved_tensors  # (B·H, T, hd)
+        shape, scale = gradient.shape, 1 / math.sqrt(q.shape[-1])
         if ctx.causal:
             mask = torch.ones(shape[2], shape[2], dtype=torch.bool).tril()
         hidden = torch.zeros((), dtype=q.dtype)
         if mask is not None:
             hidden = hidden.expand(mask.shape).masked_fill(~mask, -math.inf)
         hidden = hidden.expand(*shape[:3], shape[2]).flatten(0, 1)
-        q, k, v, gradient = (x.flatten(0, 1) for x in (q, k, v, gradient))  # (B·H, T, hd)
+        gradient = gradient.flatten(0, 1)
         p = torch.softmax(torch.baddbmm(hidden, q, k.mT, alpha=scale), -1)
-        d_v = p.mT @ gradient
-        d_scores = torch._softmax_backward_data(gradient @ v.mT, p, -1, p.dtype)
-        d_q, d_k = (d_scores @ k) * scale, (d_scores.mT @ q) * scale
+        d_v = torch.bmm(p.mT, gradient)
+        d_scores = torch._softmax_backward_data(torch.bmm(gradient, v.mT), p, -1, p.dtype)
+        d_q, d_k = torch.bmm(d_scores, k) * scale, torch.bmm(d_scores.mT, q) * scale
         return d_q.view(shape), d_k.view(shape), d_v.view(shape), None, None
 
 

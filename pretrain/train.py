@@ -71,6 +71,7 @@ def train(config: PretrainConfig, ranks: Ranks, watchdog: Watchdog) -> int:
         rate.add(int(held.tokens))
         tally.add(held, session.positions)
         pace.add(result.own_s)
+        session.tell_compilation()
         if logs:
             _log_step(session, result, lr, rate, tally)
         verdict = session.judge(result)
@@ -133,7 +134,6 @@ def _evaluate(session: Session) -> None:
 
 def _log_step(session: Session, result: StepResult, lr: float, rate: Rate, tally: Tally) -> None:
     """Record what the last step measured."""
-    session.tell_compilation()
     loss, grad_norm = result.loss, float(result.grad_norm)
     tokens_per_second = rate.read()  # after the losses: until then a GPU may still be at work
     mfu = session.mfu(tokens_per_second, tally.predicted_fraction)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.dist import Ranks
+from runtime.zero_gradients import joined
 
 _REPLACED = ("scaled_global_norm", "update_lp_params", "_update_model_bit16_weights")
 
@@ -35,7 +36,7 @@ class _Step:
 
     def __init__(self, zero: Any, ranks: Ranks) -> None:
         self._zero, self._ranks = zero, ranks
-        self._update: Callable[..., None] = torch.compile(update)
+        self._update: Callable[..., None] = torch.compile(update, dynamic=True)
 
     @torch.no_grad()
     def __call__(self, closure: Any = None) -> None:
@@ -83,29 +84,16 @@ class _Step:
             (1 - beta2**steps).sqrt(),
             torch.full_like(steps, 1 - group["lr"] * group["weight_decay"]),
         )
-        weight = zero.single_partition_of_fp32_groups[index].detach()
-        rounded = zero.parallel_partitioned_bit16_groups[index][self._ranks.rank]
-        tensors = (weight, state["exp_avg"], state["exp_avg_sq"], self._gradient(index), rounded)
-        for tensor in tensors:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # one compilation for all groups
+        weight = zero.single_partition_of_fp32_groups[index]
         factors = torch.stack([s.to(weight.device, torch.float32) for s in scalars])
-        self._update(*tensors, factors, betas=group["betas"], eps=group["eps"])
-
-    def _gradient(self, index: int) -> Tensor:
-        """This rank's gradients of a group, flat as its weights are, and in 16 bit."""
-        zero = self._zero
-        flat: Tensor | None = zero._get_preflattened_grad_partition(index)
-        if flat is None:
-            # The last partition is filled up.
-            is_last = self._ranks.rank == self._ranks.world_size - 1
-            gradients = zero.averaged_gradients[index]
-            size = int(zero.partition_size[index])
-            flat = (
-                zero.flatten_dense_tensors_aligned(gradients, size)
-                if is_last
-                else zero.flatten(gradients)
-            )
-        return flat.detach()
+        rounded = zero.parallel_partitioned_bit16_groups[index][self._ranks.rank]
+        written = (weight, state["exp_avg"], state["exp_avg_sq"], rounded)
+        start = 0
+        for gradient in joined(zero.averaged_gradients[index]):
+            place = [tensor.data.narrow(0, start, len(gradient)).data for tensor in written]
+            tensors = (*place[:3], gradient, place[3])
+            self._update(*tensors, factors, betas=group["betas"], eps=group["eps"])
+            start += len(gradient)
 
     def _release(self, index: int) -> None:
         zero = self._zero

@@ -5,7 +5,7 @@ its norm: 22 bytes are read and written for a number in bf16. A norm is not fini
 is not, which DeepSpeed checks as well, so reading each number once, 2 bytes, says both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,18 @@ from runtime.dist import Ranks
 # thousandth. A GPU's kernel takes short stretches by itself.
 _STRETCH = 1 << 14
 _COPIED = 1 << 20  # numbers that are converted to fp32 at once
+# Numbers that are worth an operation of their own: one costs a CPU tens of microseconds, in which
+# a GPU moves many more.
+_WORTH = {"cpu": 1 << 16}
+_WORTH_ELSEWHERE = 1 << 23
 
-_REPLACED = ("get_grad_norm_direct", "_check_overflow", "average_tensor")
+_REPLACED = (
+    "get_grad_norm_direct",
+    "_check_overflow",
+    "average_tensor",
+    "copy_grads_in_partition",
+    "get_gradient_for_reduction",
+)
 
 
 def attach(engine: Any, stage: int, ranks: Ranks) -> None:
@@ -34,8 +44,9 @@ def attach(engine: Any, stage: int, ranks: Ranks) -> None:
     optimizer.get_grad_norm_direct = partial(_norm, optimizer, ranks)
     optimizer._check_overflow = _leave_to_the_norm
     # Where communication overlaps, averaging also waits for what is still being written.
-    if stage == 1 and ranks.world_size == 1 and not optimizer.overlap_comm:
+    if ranks.world_size == 1 and not optimizer.overlap_comm:
         optimizer.average_tensor = _is_average_already
+        optimizer.copy_grads_in_partition = partial(_keep, optimizer)
 
 
 def _norm(optimizer: Any, ranks: Ranks, gradients: Sequence[torch.Tensor], *_: Any) -> torch.Tensor:
@@ -61,12 +72,31 @@ def _norms(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
 def _norms_on_cpu(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of stretches of them; many in one operation, for which it takes all its threads."""
     found = []
-    for part in (part for g in gradients for part in torch.split(g.flatten(), _COPIED)):
+    for part in (part for flat in joined(gradients) for part in torch.split(flat, _COPIED)):
         whole = len(part) // _STRETCH * _STRETCH
-        rows = part[:whole].view(-1, _STRETCH).float()
-        found.append(torch.linalg.vector_norm(rows, dim=1))
-        found.append(torch.linalg.vector_norm(part[whole:].float()).view(1))
+        for rows in (part[:whole].view(-1, _STRETCH), part[None, whole:]):
+            found.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32))
     return torch.cat(found)
+
+
+def joined(gradients: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Gradients as vectors, in their order: large ones as they lie, small ones together."""
+    small: list[torch.Tensor] = []
+    count = 0
+    for gradient in gradients:
+        flat = gradient.detach().reshape(-1)
+        worth = _WORTH.get(flat.device.type, _WORTH_ELSEWHERE)
+        is_large = len(flat) >= worth
+        if not is_large:
+            small.append(flat)
+            count += len(flat)
+        if small and (is_large or count >= worth):
+            yield torch.cat(small)
+            small, count = [], 0
+        if is_large:
+            yield flat
+    if small:
+        yield torch.cat(small)
 
 
 def _leave_to_the_norm(*_: Any) -> None:
@@ -75,3 +105,10 @@ def _leave_to_the_norm(*_: Any) -> None:
 
 def _is_average_already(*_: Any) -> None:
     """Nothing: with one rank its gradients are everyone's."""
+
+
+def _keep(optimizer: Any, parameter: Any, *_: Any) -> None:
+    """Leave a gradient where autograd made it, if the next one does not take its place."""
+    if parameter.numel() <= optimizer.reduce_bucket_size:  # else it never was in the bucket
+        gradient = optimizer.get_gradient_for_reduction(parameter)
+        gradient.data = gradient.data.clone()

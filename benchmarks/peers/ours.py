@@ -52,6 +52,7 @@ def engine(work: Work, options: dict[str, Any], orders: Orders, device: torch.de
         inputs, targets = work.batch(number, ranks.device)
         batch = {"input_ids": inputs, "targets": targets}
         result = built.train_step([batch], share, LR)
+        compilation.news()  # as the loop asks after each step
         number += 1
         orders.done(torch.tensor(result.loss))
     dist.shutdown()

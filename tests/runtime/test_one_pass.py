@@ -38,14 +38,23 @@ def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def engine_of(
-    ranks: dist.Ranks, *, compiles: bool, stage: Any = 1, precision: Any = "fp32", **optim: Any
+    ranks: dist.Ranks,
+    *,
+    compiles: bool,
+    stage: Any = 1,
+    precision: Any = "fp32",
+    net: nn.Module | None = None,
+    **optim: Any,
 ) -> Engine:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
-    groups = [
-        {"params": [p for p in net.parameters() if p.dim() == dim], "weight_decay": decay}
-        for dim, decay in ((2, 0.3), (1, 0.0))
-    ]
+    groups: list[dict[str, Any]] = []
+    if net is None:
+        net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+        for dim, decay in ((2, 0.3), (1, 0.0)):
+            matching = [p for p in net.parameters() if p.dim() == dim]
+            groups.append({"params": matching, "weight_decay": decay})
+    else:
+        groups.append({"params": list(net.parameters()), "weight_decay": 0.3})
     config = deepspeed_config(
         sections.Parallel(zero_stage=stage),
         precision,
@@ -133,6 +142,44 @@ def test_a_checkpoint_goes_from_one_to_the_other(ranks: dist.Ranks) -> None:
     step(whole, 2)
     want, found = contents(whole), contents(reader)
     assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
+
+
+class Scalars(nn.Module):
+    """Two parameters of one number each, among larger ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.tensor([x])) for x in (2.0, 3.0))
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first * (x @ self.weight) + self.second * x.sum(-1)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("compiles", [False, True])
+def test_the_gradient_of_a_single_number_is_its_own(
+    stage: int, compiles: bool, ranks: dist.Ranks
+) -> None:
+    """Those are small enough for the bucket, where one takes the place of another."""
+    ours, plain = Scalars(), Scalars()
+    engine = engine_of(ranks, compiles=compiles, stage=stage, net=ours, max_grad_norm=0.0)
+    optimizer = torch.optim.AdamW(
+        plain.parameters(), lr=1e-2, betas=OPTIM.betas, eps=OPTIM.eps, weight_decay=0.3
+    )
+    for number in range(3):
+        step(engine, number)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (number + 1)
+        generator = torch.Generator().manual_seed(number)
+        for _ in range(2):
+            plain(torch.randn(4, 5, generator=generator)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(
+            dict(ours.named_parameters())[name].detach(), parameter.detach(), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_other_optimizers_step_as_before(ranks: dist.Ranks) -> None:

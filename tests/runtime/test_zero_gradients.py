@@ -23,6 +23,10 @@ class Optimizer:
 
     def average_tensor(self) -> None: ...
 
+    def copy_grads_in_partition(self) -> None: ...
+
+    def get_gradient_for_reduction(self) -> None: ...
+
 
 def attached(
     stage: int = 1,
@@ -75,11 +79,23 @@ def test_other_stages_and_offloading_keep_deepspeeds_own() -> None:
         assert not replaced(optimizer)
 
 
-def test_only_a_single_rank_leaves_averaging_out() -> None:
+def test_only_a_single_rank_leaves_out_averages_and_copies() -> None:
     own = {"get_grad_norm_direct", "_check_overflow"}
-    assert replaced(attached(1, 1)) == {*own, "average_tensor"}
-    for optimizer in (attached(1, 2), attached(2, 1), attached(1, 1, overlaps=True)):
+    for stage in (1, 2):
+        alone = {*own, "average_tensor", "copy_grads_in_partition"}
+        assert replaced(attached(stage, 1)) == alone
+    for optimizer in (attached(1, 2), attached(2, 2), attached(2, 1, overlaps=True)):
         assert replaced(optimizer) == own
+
+
+def test_gradients_are_joined_in_their_order_and_large_ones_not_copied() -> None:
+    sizes = [(3,), (300, 300), (2,), (1,), (70_000,), (40_000,), (50_000,), (5, 1)]
+    gradients = [torch.randn(size) for size in sizes]
+    found = list(zero_gradients.joined(gradients))
+    assert torch.equal(torch.cat(found), torch.cat([g.flatten() for g in gradients]))
+    assert [len(flat) for flat in found] == [3, 90_000, 3, 70_000, 90_000, 5]
+    assert found[1].data_ptr() == gradients[1].data_ptr()
+    assert list(zero_gradients.joined([])) == []
 
 
 def test_another_deepspeed_keeps_its_own() -> None:
