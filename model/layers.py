@@ -143,10 +143,11 @@ class _RmsNormOnCpu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        # Converted first: a product of two dtypes is not computed in vectors.
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = (x * inverse).to(x.dtype)
+        normed = wide.mul_(inverse).to(x.dtype)
         ctx.save_for_backward(normed, inverse, weight)
         scaled: Tensor = normed * weight
         return scaled
@@ -158,7 +159,7 @@ class _RmsNormOnCpu(torch.autograd.Function):
         of_gains = (gradient * normed).flatten(0, -2)
         # The part along x itself changes nothing: its length is divided out.
         along = (of_gains @ weight).view(inverse.shape).div_(-len(weight))
-        of_x = (gradient * weight).addcmul_(normed, along) * inverse
+        of_x = (gradient * weight).addcmul_(normed, along).float().mul_(inverse)
         return of_x.to(gradient.dtype), of_gains.sum(0), None
 
 
