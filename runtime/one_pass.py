@@ -90,8 +90,9 @@ class _Step:
         written = (weight, state["exp_avg"], state["exp_avg_sq"], rounded)
         start = 0
         for gradient in joined(zero.averaged_gradients[index]):
-            place = [tensor.data.narrow(0, start, len(gradient)).data for tensor in written]
-            tensors = (*place[:3], gradient, place[3])
+            place = [tensor.narrow(0, start, len(gradient)) for tensor in written]
+            # Not as views, whose bases would be compiled for as well.
+            tensors = [tensor.data for tensor in (*place[:3], gradient, place[3])]
             self._update(*tensors, factors, betas=group["betas"], eps=group["eps"])
             start += len(gradient)
 

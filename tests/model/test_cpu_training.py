@@ -107,6 +107,31 @@ def test_where_attention_has_a_gradient_of_its_own(dtype, length, seen, dropout,
         assert dot_product.attend(q, kv, kv, **options).grad_fn is None
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_attention_keeps_each_of_q_k_and_v_once(is_compiled):
+    """And not beside the packed tensor that they were cut from, as views of it would."""
+    x, weight = (draw(*shape).bfloat16() for shape in ((2, 24, 8), (12 * 16, 8)))
+    packed = 2 * 24 * 12 * 16  # numbers
+
+    def project_and_attend(x, weight):
+        q, k, v = F.linear(x, weight).view(2, 24, 12, 16).transpose(1, 2).split(4, 1)
+        return dot_product.attend(q, k, v, mask=None, causal=True, dropout=0.0)
+
+    attend, kept = project_and_attend, {}
+    if is_compiled:
+        attend = torch.compile(attend, backend="aot_eager_decomp_partition")
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attend(x, weight.requires_grad_())
+    # Of a compiled function the hooks don't see those that it keeps as views.
+    assert packed <= sum(kept.values()) <= 2 * (x.numel() + packed)
+
+
 def test_attention_compiles_into_one_graph():
     q, k, v, onto = (draw(2, 4, 24, 16, seed=n).bfloat16() for n in range(4))
     eager = attended(q, k, v, onto, torch.bfloat16, mask=None, causal=True)

@@ -1,6 +1,7 @@
 """Blocks are compiled once, whatever the batch; what that took is kept, and told."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def test_one_graph_for_all_layers_and_batches(
     monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="aot_eager"))
     monkeypatch.setattr("runtime.compilation._why_not", lambda device: None)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    given_back: list[int] = []
+    monkeypatch.setattr(compilation, "_give_back_heap", lambda: given_back.append(1))
     one = Compilation(tmp_path, ranks, is_wanted=True)
     compiled = losses(ranks, stage, recompute, lambda net: one.apply(net.trunk.blocks))
     assert counters["stats"]["unique_graphs"] == 1
@@ -111,6 +114,26 @@ def test_one_graph_for_all_layers_and_batches(
     assert (news.graphs, news.saved_s, news.is_first) == (1, None, True)
     assert news.seconds > 0
     assert one.news() is None, "told twice"
+    assert len(given_back) == 1, "the heap is given back after compiling, and not at each step"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux, and trims glibc's heap")
+def test_free_memory_goes_back_to_the_system() -> None:
+    code = """
+import os, torch
+from runtime.compilation import _give_back_heap
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+blocks = [torch.ones(25_000) for _ in range(1_000)]   # 100 kB each, in the heap
+keeps = blocks.pop()
+before = resident()
+blocks.clear()
+_give_back_heap()
+print(before - resident())
+"""
+    status, output = run(["-c", code])
+    assert status == 0, output
+    assert int(output.split()[-1]) > 90e6
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -202,6 +225,7 @@ def test_a_start_is_compared_with_one_that_had_no_cache(
         start = Compilation(tmp_path, ranks, is_wanted=True)
         count = compilation._Counted(graphs, seconds, hits)
         monkeypatch.setattr(compilation, "_counted", lambda count=count: count)
+        monkeypatch.setattr(compilation, "_graphs", lambda graphs=graphs: graphs)
         news = start.news()
         assert news is not None
         if not hits:

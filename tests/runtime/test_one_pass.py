@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from runtime import dist, sections
 from runtime.deepspeed_config import deepspeed_config
@@ -32,6 +33,7 @@ def ranks() -> Iterator[dist.Ranks]:
 def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The compiler reads the update, and torch's own kernels compute it."""
     torch._dynamo.reset()
+    counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     yield
     torch._dynamo.reset()
@@ -180,6 +182,15 @@ def test_the_gradient_of_a_single_number_is_its_own(
         torch.testing.assert_close(
             dict(ours.named_parameters())[name].detach(), parameter.detach(), rtol=1e-5, atol=1e-6
         )
+
+
+def test_one_compilation_for_gradients_of_all_sizes(ranks: dist.Ranks) -> None:
+    """Large ones that are views, small ones put together, groups of both."""
+    net = nn.Sequential(nn.Linear(5, 20_000), nn.Linear(20_000, 10), nn.Linear(10, 3))
+    engine = engine_of(ranks, compiles=True, net=net)
+    for number in range(3):
+        step(engine, number)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_other_optimizers_step_as_before(ranks: dist.Ranks) -> None:
