@@ -54,7 +54,7 @@ class _Short(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: Any) -> Any:
         # Rows of heads, as the products want them. What is packed beside q, k and v can then be let
         # go of, and the compiler does not keep both.
-        ctx.save_for_backward(*(x.flatten(0, 1) for x in (q, k, v)), mask)
+        ctx.save_for_backward(*(x.flatten(0, 1).contiguous() for x in (q, k, v)), mask)
         ctx.causal = causal
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 

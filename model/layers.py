@@ -139,12 +139,12 @@ class LayerNorm(nn.LayerNorm):
 
 
 class _RmsNormOnCpu(torch.autograd.Function):
-    """Torch has no kernel for the CPU: its dozen operations take twice as long with autograd's."""
+    """In 16 bit. Torch has no kernel for the CPU: its dozen operations take twice as long."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         # Converted first: a product of two dtypes is not computed in vectors.
-        wide = x.float()
+        wide = x.to(torch.float32, copy=True)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         normed = wide.mul_(inverse).to(x.dtype)

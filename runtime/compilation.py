@@ -68,9 +68,9 @@ class Compilation:
             module.forward = forward
 
     def news(self) -> Compiled | None:
-        """What was compiled since the last call; None where nothing was. Cheap enough for each step.
+        """What was compiled since the last call; None where nothing was.
 
-        What compiling has left free in the heap goes back to the system.
+        Cheap enough for each step. What compiling left free in the heap goes back to the system.
         """
         if not self.is_on or _graphs() == self._told.graphs:
             return None

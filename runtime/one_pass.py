@@ -37,6 +37,7 @@ class _Step:
     def __init__(self, zero: Any, ranks: Ranks) -> None:
         self._zero, self._ranks = zero, ranks
         self._update: Callable[..., None] = torch.compile(update, dynamic=True)
+        self._is_compiled = False
 
     @torch.no_grad()
     def __call__(self, closure: Any = None) -> None:
@@ -91,10 +92,16 @@ class _Step:
         start = 0
         for gradient in joined(zero.averaged_gradients[index]):
             place = [tensor.narrow(0, start, len(gradient)) for tensor in written]
+            if not self._is_compiled and gradient.storage_offset():
+                # What is compiled for the start of some memory serves for all of it, and not the
+                # other way round.
+                gradient = gradient.clone()
             # Not as views, whose bases would be compiled for as well.
             tensors = [tensor.data for tensor in (*place[:3], gradient, place[3])]
             self._update(*tensors, factors, betas=group["betas"], eps=group["eps"])
+            self._is_compiled = True
             start += len(gradient)
+        assert start == len(weight), "gradients do not fill the partition"
 
     def _release(self, index: int) -> None:
         zero = self._zero

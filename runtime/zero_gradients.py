@@ -2,7 +2,8 @@
 
 DeepSpeed 0.19.8 looks for inf and NaN in each gradient, twice, and then converts each to fp64 for
 its norm: 22 bytes are read and written for a number in bf16. A norm is not finite where a gradient
-is not, which DeepSpeed checks as well, so reading each number once, 2 bytes, says both.
+is not, which DeepSpeed checks as well, so reading each number once, 2 bytes, says both. What a rank
+alone neither sends nor averages is not copied either.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,8 +44,10 @@ def attach(engine: Any, stage: int, ranks: Ranks) -> None:
         return  # another DeepSpeed: its own passes are slower and as right
     optimizer.get_grad_norm_direct = partial(_norm, optimizer, ranks)
     optimizer._check_overflow = _leave_to_the_norm
-    # Where communication overlaps, averaging also waits for what is still being written.
-    if ranks.world_size == 1 and not optimizer.overlap_comm:
+    # Where communication overlaps, averaging also waits for what is still being written; with sums
+    # in another precision it is what adds to them.
+    is_direct = not (optimizer.overlap_comm or optimizer.use_grad_accum_attribute)
+    if ranks.world_size == 1 and is_direct:
         optimizer.average_tensor = _is_average_already
         optimizer.copy_grads_in_partition = partial(_keep, optimizer)
 
@@ -108,7 +111,7 @@ def _is_average_already(*_: Any) -> None:
 
 
 def _keep(optimizer: Any, parameter: Any, *_: Any) -> None:
-    """Leave a gradient where autograd made it, if the next one does not take its place."""
-    if parameter.numel() <= optimizer.reduce_bucket_size:  # else it never was in the bucket
+    """Leave a gradient where autograd made it; of one in the bucket, used again, keep a copy."""
+    if parameter.numel() <= optimizer.reduce_bucket_size:
         gradient = optimizer.get_gradient_for_reduction(parameter)
         gradient.data = gradient.data.clone()

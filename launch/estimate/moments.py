@@ -58,6 +58,8 @@ class Held(NamedTuple):
     gathered: float  # numbers that ZeRO-3 has whole at once
     n_ranks: int
     is_cpu: bool  # then what is offloaded takes the same memory
+    stays: bool  # gradients of the only rank, where autograd made them (runtime.zero_gradients)
+    is_fused: bool  # the update is one pass over them (runtime.one_pass)
 
     @property
     def copied(self) -> float:
@@ -129,7 +131,21 @@ def held(
         min(float(size), float(zero["stage3_max_live_parameters"])),
         layout.n_ranks,
         is_cpu,
+        _stays(layout, is_cpu=is_cpu),
+        _is_fused(layout, optimizer),
     )
+
+
+def _stays(layout: Layout, *, is_cpu: bool) -> bool:
+    is_overlapped = layout.zero_stage == 2 and not is_cpu
+    is_here = layout.zero_stage in (1, 2) and layout.offload == "none"
+    return layout.n_ranks == 1 and is_here and not is_overlapped
+
+
+def _is_fused(layout: Layout, optimizer: str) -> bool:
+    is_here = layout.zero_stage in (1, 2) and layout.offload == "none"
+    is_adamw = optimizer == "adamw" and layout.precision != "fp16"
+    return layout.compile and is_here and is_adamw
 
 
 def _activations(
@@ -292,7 +308,7 @@ def _own(found: Held, layout: Layout) -> Tensors:
     Stage 1 moves them after the last; the others each at once. Under stage 3 what is gathered and
     freed in between keeps the places of a bucket's from being used again.
     """
-    if layout.zero_stage == 2:
+    if layout.zero_stage == 2 and not found.stays:
         block = float(found.width * found.largest)
         return [Tensor("gradients", 2 * block, block, "own")]
     share = min(1.0, found.bucket / found.size) if layout.zero_stage == 3 else 1.0
@@ -326,7 +342,7 @@ def _reduced_early(found: Held, layout: Layout) -> Tensors:
 
 def _scattered(found: Held, layout: Layout) -> Tensors:
     """Stages 1 and 2 right after that: this rank's part of the gradients beside the bucket."""
-    if layout.zero_stage in (0, 3) or layout.offload != "none":
+    if layout.zero_stage in (0, 3) or layout.offload != "none" or found.stays:
         return []
     part = _flat("gradients", found.width, found.share)
     return [*_own(found, layout), *_bucket(found, layout), part, *_accumulated(found, layout)]
@@ -348,8 +364,12 @@ def _update(found: Held, layout: Layout) -> Tensors:
     in_fp32 = _flat("gradients", 4, found.group, "fp32")
     if layout.zero_stage == 3:
         return [in_fp32, *work]
+    part = _flat("gradients", found.width, found.share)
+    gradients = _each(found, "gradients", found.width, kind="own") if found.stays else [part]
+    if found.is_fused:
+        return gradients
     flat = [] if found.width == 4 else [_flat("gradients", found.width, found.group, "flat")]
-    return [_flat("gradients", found.width, found.share), in_fp32, *flat, *work]
+    return [*gradients, in_fp32, *flat, *work]
 
 
 def _measure(found: Held, longest: int) -> Tensors:

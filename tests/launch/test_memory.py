@@ -88,6 +88,41 @@ def test_zero_3_updates_a_sub_group_at_a_time() -> None:
     assert in_fp32 == [4e9]
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("changes", "optimizer", "is_cpu", "is_fused", "stays"),
+    [
+        ({"compile": True}, "adamw", True, True, True),
+        ({"compile": True, "n_ranks": 2}, "adamw", True, True, False),
+        ({"compile": True}, "muon", True, False, True),
+        ({"compile": True, "precision": "fp16"}, "adamw", False, False, None),
+        ({"compile": True, "offload": "optimizer"}, "adamw", True, False, False),
+        ({}, "adamw", True, False, True),
+        ({"n_ranks": 2}, "adamw", True, False, False),
+    ],
+)
+def test_gradients_are_copied_where_the_engine_copies_them(
+    stage: int,
+    changes: dict[str, object],
+    optimizer: str,
+    is_cpu: bool,
+    is_fused: bool,
+    stays: bool | None,
+) -> None:
+    """An update in one pass reads them as they are; one rank alone leaves them where they are."""
+    one = layout(zero_stage=stage, **{"n_ranks": 1, **changes})
+    found = held(MODEL, one, is_cpu=is_cpu, head=None, predicted_fraction=1.0, optimizer=optimizer)
+    if stays is None:  # stage 2 on a GPU sends while it computes
+        stays = stage == 1
+    at = moments(found, one)
+    kinds = {t.kind for t in at["update"] if t.part == "gradients"}
+    assert ("fp32" not in kinds) == (is_fused or one.offload != "none")
+    own = sum(t.size for t in at["update"] if t.kind == "own")
+    assert own == (pytest.approx(2 * SIZE) if stays else 0)
+    if one.offload == "none":
+        assert bool(at["scatter"]) != stays
+
+
 def test_muon_has_one_moment_of_its_matrices() -> None:
     adamw, muon = (run_memory(MODEL, layout(), H100, optimizer=o) for o in ("adamw", "muon"))
     one = layout()

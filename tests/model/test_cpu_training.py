@@ -107,15 +107,16 @@ def test_where_attention_has_a_gradient_of_its_own(dtype, length, seen, dropout,
         assert dot_product.attend(q, kv, kv, **options).grad_fn is None
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_attention_keeps_each_of_q_k_and_v_once(is_compiled):
-    """And not beside the packed tensor that they were cut from, as views of it would."""
-    x, weight = (draw(*shape).bfloat16() for shape in ((2, 24, 8), (12 * 16, 8)))
-    packed = 2 * 24 * 12 * 16  # numbers
+def test_attention_keeps_q_k_and_v_once(is_compiled, rows):
+    """And nothing of the packed tensor that they were cut from, though values are views of it."""
+    x, weight = (draw(*shape).bfloat16() for shape in ((rows, 24, 8), (12 * 16, 8)))
+    packed = 2 * rows * 24 * 12 * 16  # bytes
 
     def project_and_attend(x, weight):
-        q, k, v = F.linear(x, weight).view(2, 24, 12, 16).transpose(1, 2).split(4, 1)
-        return dot_product.attend(q, k, v, mask=None, causal=True, dropout=0.0)
+        q, k, v = F.linear(x, weight).view(rows, 24, 12, 16).transpose(1, 2).split(4, 1)
+        return dot_product.attend(q + 1, k + 1, v, mask=None, causal=True, dropout=0.0)
 
     attend, kept = project_and_attend, {}
     if is_compiled:
@@ -129,7 +130,7 @@ def test_attention_keeps_each_of_q_k_and_v_once(is_compiled):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         attend(x, weight.requires_grad_())
     # Of a compiled function the hooks don't see those that it keeps as views.
-    assert packed <= sum(kept.values()) <= 2 * (x.numel() + packed)
+    assert packed // 3 <= sum(kept.values()) <= 2 * x.numel() + packed
 
 
 def test_attention_compiles_into_one_graph():

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from runtime import dist, sections
+from runtime import dist, one_pass, sections
 from runtime.deepspeed_config import deepspeed_config
 from runtime.engine import Engine
 from runtime.one_pass import update
 from runtime.optim import build_optimizer
+from runtime.zero_gradients import joined
 
 OPTIM = sections.Optim(name="adamw", lr=1e-2, weight_decay=0.3)
 
@@ -184,8 +185,18 @@ def test_the_gradient_of_a_single_number_is_its_own(
         )
 
 
-def test_one_compilation_for_gradients_of_all_sizes(ranks: dist.Ranks) -> None:
-    """Large ones that are views, small ones put together, groups of both."""
+@pytest.mark.parametrize("starts_inside", [False, True])
+def test_one_compilation_for_gradients_of_all_sizes(
+    starts_inside: bool, ranks: dist.Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large ones that are views, small ones put together; also of a rank whose first one is cut."""
+    if starts_inside:
+
+        def moved(gradients: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+            for number, flat in enumerate(joined(gradients)):
+                yield torch.cat([flat.new_zeros(5), flat])[5:] if number == 0 else flat
+
+        monkeypatch.setattr(one_pass, "joined", moved)
     net = nn.Sequential(nn.Linear(5, 20_000), nn.Linear(20_000, 10), nn.Linear(10, 3))
     engine = engine_of(ranks, compiles=True, net=net)
     for number in range(3):

@@ -14,8 +14,9 @@ from runtime.dist import Ranks
 class Optimizer:
     """The methods of DeepSpeed's that can be replaced."""
 
-    def __init__(self, *, offloads: bool, overlaps: bool) -> None:
+    def __init__(self, *, offloads: bool, overlaps: bool, sums_apart: bool) -> None:
         self.cpu_offload, self.overlap_comm = offloads, overlaps
+        self.use_grad_accum_attribute = sums_apart
 
     def get_grad_norm_direct(self) -> None: ...
 
@@ -34,16 +35,17 @@ def attached(
     *,
     offloads: bool = False,
     overlaps: bool = False,
+    sums_apart: bool = False,
     kind: type = Optimizer,
 ) -> Any:
-    optimizer = kind(offloads=offloads, overlaps=overlaps)
+    optimizer = kind(offloads=offloads, overlaps=overlaps, sums_apart=sums_apart)
     ranks = Ranks(0, 0, world_size, torch.device("cpu"))
     zero_gradients.attach(SimpleNamespace(optimizer=optimizer), stage, ranks)
     return optimizer
 
 
 def replaced(optimizer: Any) -> set[str]:
-    return set(vars(optimizer)) - {"cpu_offload", "overlap_comm"}
+    return set(vars(optimizer)) - {"cpu_offload", "overlap_comm", "use_grad_accum_attribute"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -84,7 +86,8 @@ def test_only_a_single_rank_leaves_out_averages_and_copies() -> None:
     for stage in (1, 2):
         alone = {*own, "average_tensor", "copy_grads_in_partition"}
         assert replaced(attached(stage, 1)) == alone
-    for optimizer in (attached(1, 2), attached(2, 2), attached(2, 1, overlaps=True)):
+    others = attached(2, 1, overlaps=True), attached(1, 1, sums_apart=True)
+    for optimizer in (attached(1, 2), attached(2, 2), *others):
         assert replaced(optimizer) == own
 
 
