@@ -4,7 +4,7 @@ Read off DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py), whose name
 comments, and off our own optimizers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from launch.estimate.layout import Layout
 from model.config import ModelConfig
@@ -100,16 +100,7 @@ def held(
         head=head,
         device_type="cpu" if is_cpu else "cuda",
     )
-    zero = deepspeed_config(
-        Parallel(zero_stage=layout.zero_stage),
-        "bf16",
-        micro_batch_size=1,
-        accumulation_steps=1,
-        world_size=layout.n_ranks,
-        max_grad_norm=1.0,
-        device_type="cpu" if is_cpu else "cuda",
-        parameters=size,
-    )["zero_optimization"]
+    zero = _zero_section(layout, size, is_cpu=is_cpu)
     grouped = group / layout.state_ranks
     if layout.zero_stage == 3:  # which steps one sub-group after another
         grouped = min(grouped, float(zero["sub_group_size"]))
@@ -134,6 +125,21 @@ def held(
         _stays(layout, is_cpu=is_cpu),
         _is_fused(layout, optimizer),
     )
+
+
+def _zero_section(layout: Layout, size: int, *, is_cpu: bool) -> dict[str, Any]:
+    """What DeepSpeed is told of buckets and groups for a model of so many parameters."""
+    section: dict[str, Any] = deepspeed_config(
+        Parallel(zero_stage=layout.zero_stage),
+        "bf16",
+        micro_batch_size=1,
+        accumulation_steps=1,
+        world_size=layout.n_ranks,
+        max_grad_norm=1.0,
+        device_type="cpu" if is_cpu else "cuda",
+        parameters=size,
+    )["zero_optimization"]
+    return section
 
 
 def _stays(layout: Layout, *, is_cpu: bool) -> bool:
