@@ -172,7 +172,7 @@ def load(directory: Path) -> Manifest:
         return Manifest.model_validate(data)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"]))[:200]  # an unknown key can be of any length
         raise UserError(f"{path}: {where}: {first['msg']}; prepare the data again") from error
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Make the environment and run every test that needs neither a GPU nor the network.
-# Arguments go to pytest: `bash launch/test.sh tests/model -x`; two files at a time, `-n 0` for one.
+# Arguments go to pytest: `bash launch/test.sh tests/model -x`.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/launch/setup.sh"
 cd "$root"
-exec "${VENV:-$root/.venv}/bin/python" -m pytest -m "not nightly" -n 2 --dist loadfile "$@"
+exec "${VENV:-$root/.venv}/bin/python" -m pytest -m "not nightly" "$@"

@@ -116,7 +116,8 @@ def cases(ranks: int) -> list[Case]:
     offloaded += [case._replace(offload="all") for case in cut]
     twice_cut = [case._replace(shard_ranks=2) for case in cut if ranks % 2 == 0]
     growing = [c._replace(grows=True) for c in some + offloaded if c.optimizer == "adamw"]
-    compiled = [c._replace(compiles_update=True) for c in plain if _can_be_one_pass(c)]
+    several = [case for case in plain if case.accumulation_steps == 4]
+    compiled = [c._replace(compiles_update=True) for c in several if _can_be_one_pass(c)]
     return plain + offloaded + twice_cut + growing + compiled
 
 

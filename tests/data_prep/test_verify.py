@@ -75,6 +75,7 @@ def edit(prepared, change):
         (lambda m: m.pop("tokens"), "tokens: Field required"),
         (lambda m: m["shards"][0].update(file="../x.bin"), "shards.0.file"),
         (lambda m: m["shards"][0].update(tokens="5"), "shards.0.tokens"),
+        (lambda m: m.update({"x" * 5000: 1}), r": x{200}: "),
     ],
 )
 def test_a_wrong_manifest_is_refused(prepared, change, message):

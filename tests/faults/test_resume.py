@@ -39,14 +39,16 @@ def assert_equal(runs: Runs, *names: str) -> None:
         assert digests[name] == digests[names[0]], name
 
 
-def variants() -> list[pytest.param]:
+def variants(*of_muon: pytest.MarkDecorator) -> list[pytest.param]:
     return [
         pytest.param({}, id="adamw"),
-        pytest.param({"optim__name": "muon", "data__workers": 2}, id="muon, 2 workers"),
+        pytest.param(
+            {"optim__name": "muon", "data__workers": 2}, id="muon, 2 workers", marks=of_muon
+        ),
     ]
 
 
-@pytest.mark.parametrize("keys", variants())
+@pytest.mark.parametrize("keys", variants(pytest.mark.nightly))  # two minutes of the same kills
 def test_killed_at_each_of_twenty_steps(runs: Runs, keys: dict) -> None:
     """One run, stopped after each of its first twenty steps, by a kill and by a request in turn.
 
