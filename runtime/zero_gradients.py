@@ -28,7 +28,7 @@ _REPLACED = (
     "_check_overflow",
     "average_tensor",
     "copy_grads_in_partition",
-    "get_gradient_for_reduction",
+    "get_gradient_for_reduction",  # called, not replaced
 )
 
 

@@ -26,7 +26,7 @@ class Peer:
         threads = str(options["threads"])
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
         if row.peer in _NOT_OURS:
-            # Importing `runtime` told OpenMP for this process; others wait as they do by themselves.
+            # Set for ours by importing `runtime`; others wait as they do by themselves.
             for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
                 environment.pop(name, None)
         # Compile times are those of a machine that has not compiled the same before.

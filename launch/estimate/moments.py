@@ -142,16 +142,19 @@ def _zero_section(layout: Layout, size: int, *, is_cpu: bool) -> dict[str, Any]:
     return section
 
 
+def _is_plain(layout: Layout) -> bool:
+    """Whether ZeRO-1 or -2 steps where the gradients are."""
+    return layout.zero_stage in (1, 2) and layout.offload == "none"
+
+
 def _stays(layout: Layout, *, is_cpu: bool) -> bool:
     is_overlapped = layout.zero_stage == 2 and not is_cpu
-    is_here = layout.zero_stage in (1, 2) and layout.offload == "none"
-    return layout.n_ranks == 1 and is_here and not is_overlapped
+    return layout.n_ranks == 1 and _is_plain(layout) and not is_overlapped
 
 
 def _is_fused(layout: Layout, optimizer: str) -> bool:
-    is_here = layout.zero_stage in (1, 2) and layout.offload == "none"
     is_adamw = optimizer == "adamw" and layout.precision != "fp16"
-    return layout.compile and is_here and is_adamw
+    return layout.compile and _is_plain(layout) and is_adamw
 
 
 def _activations(
