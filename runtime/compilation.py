@@ -1,7 +1,6 @@
 """torch.compile of a run: whether it works here, where its results are kept, what it costs."""
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import platform
@@ -13,7 +12,7 @@ import orjson
 import torch
 from torch import nn
 
-from runtime import dist, hardware
+from runtime import dist, hardware, heap
 from runtime.dist import Ranks
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -74,7 +73,7 @@ class Compilation:
         """
         if not self.is_on or _graphs() == self._told.graphs:
             return None
-        _give_back_heap()
+        heap.give_back()
         now, before = _counted(), self._told
         new = Compiled(now.graphs - before.graphs, now.seconds - before.seconds, self._directory)
         is_cold = now.hits == before.hits
@@ -116,12 +115,6 @@ def _graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
-
-
-def _give_back_heap() -> None:
-    """Have glibc return free memory, which it hardly does by itself: 140 MB of a small run's."""
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kind_of_machine(device: torch.device) -> str:

@@ -13,6 +13,7 @@ import torch.distributed as torch_dist
 from safetensors import SafetensorError
 from torch._C._distributed_c10d import HashStore, Store
 
+from runtime import heap
 from runtime.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from runtime.rendezvous import Meeting, is_single_node, listen_towards, stay_on_loopback
 
@@ -86,6 +87,7 @@ def init(
         torch.cuda.set_device(where)
     else:
         _share_cores()
+        heap.keep()
     if is_single_node():
         stay_on_loopback()
     else:
