@@ -4,6 +4,7 @@ An operation makes a `Case` for each way to compute it, on inputs drawn from tor
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -48,10 +49,14 @@ def _leaf(*shape: int, dtype: torch.dtype, device: torch.device, std: float = 1.
     return drawn.to(dtype).requires_grad_()
 
 
+# Our loss, by what turns logits into their gradient.
+_OURS: dict[str, Any] = {"ours": "torch", "ours compiled": "inductor", "ours triton": "triton"}
+
+
 class LinearCrossEntropy:
     """Output matrix and cross entropy."""
 
-    ways = ("eager", "compiled", "ours", "liger", "torch")
+    ways = ("eager", "compiled", *_OURS, "liger", "torch")
 
     def shapes(self, size: str) -> list[Shape]:
         """Rows × width × vocabulary."""
@@ -72,8 +77,11 @@ class LinearCrossEntropy:
         hidden = _leaf(n, d, dtype=dtype, device=device)
         weight = _leaf(v, d, dtype=dtype, device=device, std=0.02)
         targets = torch.randint(0, v, (n,), device=device)
-        if way == "ours":
-            return Case(lambda: kernel.loss(hidden, weight, targets).loss, [hidden, weight])
+        if way in _OURS:
+            if way == "ours triton" and device.type != "cuda":
+                raise NotHereError("needs Triton and a GPU")
+            own = partial(kernel.loss, hidden, weight, targets, kernels=_OURS[way])
+            return Case(lambda: own().loss, [hidden, weight])
         if way == "liger":
             function: Any = _liger_cross_entropy(device)
         elif way == "torch":

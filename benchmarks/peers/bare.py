@@ -8,6 +8,7 @@ from benchmarks.peers.orders import Orders
 from benchmarks.peers.shapes import BETAS, LR, MAX_GRAD_NORM, WEIGHT_DECAY, Work
 from model import build
 from model.init import parameter_groups
+from runtime import heap
 from runtime.optim import build_optimizer
 from runtime.sections import Optim
 from runtime.seed import seed_initialisation
@@ -17,6 +18,8 @@ OPTIM = Optim(lr=LR, betas=BETAS, weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_G
 
 def loop(work: Work, options: dict[str, Any], orders: Orders, device: torch.device) -> None:
     """Step with fp32 masters, clipping, and fused AdamW."""
+    if device.type == "cpu":
+        heap.keep()  # as the engine's processes do: the difference is the engine's
     orders.imported(compiles=options["compile"])
     seed_initialisation(0)
     net = build(work.config()).to(device)

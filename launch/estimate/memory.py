@@ -14,6 +14,7 @@ from launch.estimate.devices import Device
 from launch.estimate.layout import Layout
 from launch.estimate.moments import Held, Tensors, held, moments, resident
 from model.config import ModelConfig
+from runtime.heap import IN_HEAP
 
 MB = 1e6
 # Resident of a training process without any tensor: Python, torch 2.13, DeepSpeed 0.19.8, what
@@ -29,9 +30,6 @@ _CUDA_HOST = 3000 * MB  # of the host: a process with CUDA's libraries, and the 
 # torch's caching allocator: blocks are cut from segments of 20 MB and more, and the remainders of
 # different sizes do not fit one another. Expected, at best, at worst.
 _GAPS, _LEAST_GAPS, _MOST_GAPS = 0.04, 0.0, 0.12
-# glibc gives blocks of this size back to the system when they are freed, smaller ones hardly ever
-# (mallopt(3): DEFAULT_MMAP_THRESHOLD_MAX).
-_GIVEN_BACK = 32 << 20
 _CPU_SPREAD = 0.10
 
 
@@ -136,7 +134,8 @@ def _on_cpu(found: Held, layout: Layout, *, saves: str, tensorboard: bool) -> Ru
     at = {name: [*fixed, *more] for name, more in moments(found, layout).items()}
     peak, least = "", -1.0
     for name, tensors in at.items():
-        large = sum(t.size for t in tensors if t.block >= _GIVEN_BACK)
+        # Blocks of this size are given back when they are freed, smaller ones hardly ever.
+        large = sum(t.size for t in tensors if t.block >= IN_HEAP)
         # The only save of a short run is its last act.
         large += found.copied if saves == "often" or name == "save" else 0.0
         if large > least:
@@ -145,11 +144,11 @@ def _on_cpu(found: Held, layout: Layout, *, saves: str, tensorboard: bool) -> Ru
     for tensors in at.values():
         now: dict[tuple[str, str], float] = {}
         for t in tensors:
-            if t.block < _GIVEN_BACK:
+            if t.block < IN_HEAP:
                 now[t.part, t.kind] = now.get((t.part, t.kind), 0.0) + t.size
         heap |= {name: max(size, heap.get(name, 0.0)) for name, size in now.items()}
     parts = _sums(at[peak])
-    kept = sum(heap.values()) - sum(t.size for t in at[peak] if t.block < _GIVEN_BACK)
+    kept = sum(heap.values()) - sum(t.size for t in at[peak] if t.block < IN_HEAP)
     runtime = CPU_RUNTIME + _TENSORBOARD * tensorboard + _INDUCTOR * layout.compile
     runtime += _SAVING * (saves == "often")
     checkpoint = found.copied if saves == "often" or peak == "save" else 0.0
