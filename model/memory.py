@@ -159,9 +159,7 @@ def loss_memory(
     chunk = chunks.equal(n_rows, chunks.chunk_rows(device_type, n_classes))
     block = min(chunk, chunks.block_rows(device_type, n_classes))
     copies = 4 * block * n_classes * (1 if dtype == "fp32" else 2)  # in fp32, and log-probabilities
-    # A 16-bit product is added to the sum on a CPU; a GPU has one that adds.
-    product = matrix * size if device_type == "cpu" and dtype != "fp32" else 0
-    scores = chunk * n_classes * size + max(copies, product)
+    scores = chunk * n_classes * size + copies
     return LossMemory(4 * matrix, hidden, max(scores, matrix * size + hidden))
 
 

@@ -250,7 +250,10 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     elif total.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
-        total += a @ b  # on a CPU a 16-bit product is rounded, once for each chunk
+        # On a CPU a 16-bit product is rounded, once for each chunk.
+        size = chunks.block_rows(total.device.type, total.shape[1])
+        for block, rows in zip(torch.split(total, size), torch.split(a, size), strict=True):
+            block += rows @ b
 
 
 def _accumulated(x: Tensor) -> torch.dtype:
@@ -290,10 +293,17 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
 
 def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """x · factor, rounded once to dtype."""
+    scaled = torch.empty_like(x, dtype=dtype)
     if x.is_cuda:
         # Of no dimension, a tensor on a GPU is rounded to x's dtype first.
         factor = factor.reshape((1,) * x.dim())
-    return torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype))
+    if x.is_cuda or torch.compiler.is_compiling():
+        return torch.mul(x, factor, out=scaled)
+    # In blocks: on a CPU torch makes a copy of what it computes in another dtype.
+    size = chunks.BLOCK_ELEMENTS["cpu"]
+    for block, part in zip(*(torch.split(t.view(-1), size) for t in (scaled, x)), strict=True):
+        torch.mul(part, factor, out=block)
+    return scaled
 
 
 _forward.register_autograd(_backward, setup_context=_keep)
