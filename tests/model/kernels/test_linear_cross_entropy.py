@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
+from model import chunks
 from model.kernels import cross_entropy_rows, linear_cross_entropy
 from model.kernels.cross_entropy_rows import RowLoss, in_few_passes_
 from model.kernels.linear_cross_entropy import loss, reference
@@ -267,12 +268,18 @@ def peak_bytes(compute):
     return max(itertools.accumulate(steps))
 
 
-def test_the_backward_pass_makes_the_gradients_and_nothing_else():
-    hidden = torch.randn(8, 512, requires_grad=True)
-    weight = torch.randn(4096, 512, requires_grad=True)
-    found = loss(hidden, weight, torch.randint(0, 4096, (8,))).loss
-    one = weight.nbytes + hidden.nbytes
-    assert peak_bytes(lambda: torch.autograd.grad(found, (hidden, weight))) <= 1.05 * one
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_pass_makes_the_gradients_and_a_block_besides(dtype):
+    """Forward in fp32, backward in the dtype of what they belong to."""
+    hidden = torch.randn(8, 512, dtype=dtype, requires_grad=True)
+    weight = torch.randn(16_384, 512, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, 16_384, (8,))
+    block = 4 * chunks.BLOCK_ELEMENTS["cpu"]
+    found = []
+    forward = peak_bytes(lambda: found.append(loss(hidden, weight, targets).loss))
+    assert forward <= 1.1 * (4 * weight.numel() + block)
+    backward = peak_bytes(lambda: torch.autograd.grad(found[0], (hidden, weight)))
+    assert backward <= 1.05 * (weight.nbytes + block * (dtype != torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
