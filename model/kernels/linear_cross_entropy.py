@@ -300,8 +300,8 @@ def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if x.is_cuda or torch.compiler.is_compiling():
         return torch.mul(x, factor, out=scaled)
     # In blocks: on a CPU torch makes a copy of what it computes in another dtype.
-    size = chunks.BLOCK_ELEMENTS["cpu"]
-    for block, part in zip(*(torch.split(t.view(-1), size) for t in (scaled, x)), strict=True):
+    size = chunks.block_rows("cpu", max(1, x[:1].numel()))
+    for block, part in zip(torch.split(scaled, size), torch.split(x, size), strict=True):
         torch.mul(part, factor, out=block)
     return scaled
 
