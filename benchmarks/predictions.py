@@ -9,7 +9,8 @@ looked at when the prediction was written; `round` 1 were, later, when it was co
     python benchmarks/predictions.py [--only NAME …] [--device h200] [--json FILE]
     python benchmarks/predictions.py --again benchmarks/results/predictions_cpu.json
 
-The second predicts once more what is already measured, and prints the table.
+A FILE that exists keeps its other cases, and of those that are measured once more the error of the
+first time. The second predicts once more what is already measured, and prints the table.
 """
 
 import argparse
@@ -225,17 +226,15 @@ def predict_again(row: dict[str, Any], data: Path, device: str) -> dict[str, Any
         overrides = config_of(case, data, Path(directory) / "run")
         predicted = predict(case, overrides, device)
     expected = predicted["total"] if device == "cpu" else predicted["reserved"]
-    error = round(expected / row["measured_bytes"] - 1, 4)
-    first = row.get("first_error", row["error"])
-    return {
+    again = {
         **row,
         "round": case.round,
         "predicted_bytes": round(expected),
-        "error": error,
-        **({"first_error": first} if first != error else {}),
+        "error": round(expected / row["measured_bytes"] - 1, 4),
         "moment": predicted["moment"],
         "parts_bytes": {k: round(v) for k, v in predicted.items() if isinstance(v, float)},
     }
+    return with_first_error(again, row)
 
 
 def main() -> None:
@@ -275,13 +274,22 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
 
 def measure_all(cases: list[Case], data: Path, options: argparse.Namespace) -> None:
     """Measure one after the other; what is done is written after each."""
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
+    if options.json and options.json.exists():
+        rows = {row["case"]: row for row in json.loads(options.json.read_text())["runs"]}
     for case in cases:
-        rows.append(measure(case, data, options.device))
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        row = measure(case, data, options.device)
+        rows[case.name] = with_first_error(row, rows.get(case.name, row))
+        print(table([rows[case.name]]).splitlines()[-1], flush=True)
         if options.json:
-            result = {"device": options.device, "runs": rows, "versions": versions()}
+            result = {"device": options.device, "runs": list(rows.values()), "versions": versions()}
             options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def with_first_error(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A row that says how far off the first prediction was, where that is another."""
+    first = before.get("first_error", before["error"])
+    return {**row, **({"first_error": first} if first != row["error"] else {})}
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from launch.estimate.memory import RunMemory
 from launch.estimate.network import HOST_MEMORY
 from launch.estimate.pretraining import Training, memory_of, training
 from launch.estimate.step_time import StepTime, step_time
-from launch.estimate.storage import Saves, checkpoint_bytes, saves_of
+from launch.estimate.storage import Saves, checkpoint_size, saves_of
 from model.config import ModelConfig
 from pretrain.architecture import check_resume, newest_step
 from pretrain.branch import BRANCH_FROM, branch_point, rate_notes, stored_config
@@ -152,7 +152,7 @@ def predict(one: Training, target: Target, options: argparse.Namespace) -> Predi
     config, branch = one.config, branch_point(one.config)
     steps = max(0, config.total_steps - (branch.step if branch else 0))
     evaluations = evaluations_s(one, step, steps, has_data=not options.no_data)
-    size = checkpoint_bytes(one.model, one.head, one.layout.precision, config.optim.name)
+    size = checkpoint_size(one.model, one.head, one.layout.precision, config.optim.name)
     saves = saves_of(
         config.checkpoint,
         size,

@@ -41,7 +41,7 @@ _IN_MOMENTS = _PARTS[:6]
 
 
 class RunMemory(NamedTuple):
-    """Bytes of one rank at the peak of its run, by what they hold."""
+    """Bytes of the fullest rank at the peak of its run, by what they hold."""
 
     weights: float
     gradients: float
@@ -54,7 +54,7 @@ class RunMemory(NamedTuple):
     runtime: float  # Python and its libraries; of a GPU the context and NCCL
     low: float  # interval of the total
     high: float
-    host: float  # of the host's memory, per rank
+    host: float  # of the host's memory, per rank: the mean of a node's
     moment: str  # of the peak
 
     @property
@@ -110,7 +110,8 @@ def _on_gpu(found: Held, layout: Layout) -> RunMemory:
     runtime = _CUDA_CONTEXT + (_NCCL if layout.n_ranks > 1 else 0.0)
     total = sum(parts.values()) + _GAPS * dynamic + runtime
     spread = _CUDA_SPREAD if layout.n_ranks > 1 else _CUDA_SPREAD / 2
-    in_host = sum(_sums(host).values()) + found.copied + CPU_RUNTIME + _CUDA_HOST
+    in_host = sum(_sums(host).values()) + CPU_RUNTIME + _CUDA_HOST
+    in_host += found.saved.total / found.n_ranks
     return RunMemory(
         **parts,
         checkpoint=0.0,
@@ -132,12 +133,13 @@ def _on_cpu(found: Held, layout: Layout, *, saves: str, tensorboard: bool) -> Ru
     device, host = resident(found, layout)
     fixed = [*device, *host]
     at = {name: [*fixed, *more] for name, more in moments(found, layout).items()}
+    copied = found.saved.largest_part(found.n_ranks)
     peak, least = "", -1.0
     for name, tensors in at.items():
         # Blocks of this size are given back when they are freed, smaller ones hardly ever.
         large = sum(t.size for t in tensors if t.block >= IN_HEAP)
         # The only save of a short run is its last act.
-        large += found.copied if saves == "often" or name == "save" else 0.0
+        large += copied if saves == "often" or name == "save" else 0.0
         if large > least:
             peak, least = name, large
     heap: dict[tuple[str, str], float] = {}
@@ -151,7 +153,7 @@ def _on_cpu(found: Held, layout: Layout, *, saves: str, tensorboard: bool) -> Ru
     kept = sum(heap.values()) - sum(t.size for t in at[peak] if t.block < IN_HEAP)
     runtime = CPU_RUNTIME + _TENSORBOARD * tensorboard + _INDUCTOR * layout.compile
     runtime += _SAVING * (saves == "often")
-    checkpoint = found.copied if saves == "often" or peak == "save" else 0.0
+    checkpoint = copied if saves == "often" or peak == "save" else 0.0
     total = sum(parts.values()) + kept + runtime + checkpoint
     return RunMemory(
         **parts,
@@ -160,7 +162,7 @@ def _on_cpu(found: Held, layout: Layout, *, saves: str, tensorboard: bool) -> Ru
         runtime=runtime,
         low=(1 - _CPU_SPREAD) * total,
         high=(1 + _CPU_SPREAD) * total,
-        host=total,
+        host=total - checkpoint + min(checkpoint, found.saved.total / found.n_ranks),
         moment=peak,
     )
 

@@ -7,6 +7,7 @@ comments, and off our own optimizers.
 from typing import Any, NamedTuple
 
 from launch.estimate.layout import Layout
+from launch.estimate.storage import Size
 from model.config import ModelConfig
 from model.flops import parameters, parts
 from model.memory import (
@@ -62,10 +63,10 @@ class Held(NamedTuple):
     is_fused: bool  # the update is one pass over them (runtime.one_pass)
 
     @property
-    def copied(self) -> float:
-        """Bytes of this rank's part of a save: masters, moments and weights, each saved once."""
-        per_number = 4 + self.moment_bytes / self.share + self.width
-        return per_number * self.size / self.n_ranks
+    def saved(self) -> Size:
+        """A checkpoint: weights, and masters with moments, each once."""
+        states = 4 + self.moment_bytes / self.share
+        return Size(float(self.width * self.size), states * self.size)
 
     @property
     def largest(self) -> int:

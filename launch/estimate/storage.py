@@ -1,5 +1,6 @@
 """How large checkpoints are, what room they need, and what saving costs. Imports no torch."""
 
+import math
 from typing import NamedTuple
 
 from launch.estimate.devices import Device
@@ -12,6 +13,30 @@ from runtime.sections import Checkpoint
 
 DISK_BANDWIDTH = 1e9  # bytes/s of all ranks together, where nobody says; NVMe writes 1 to 5 GB/s
 _SLOWER, _FASTER = 3.0, 3.0  # a network file system; several drives
+_FILE_BYTES = 5e9  # of weights, at most: model.hf.shards.MAX_SHARD_BYTES
+
+
+class Size(NamedTuple):
+    """Bytes of a checkpoint."""
+
+    weights: float
+    states: float  # fp32 masters, and moments
+
+    @property
+    def total(self) -> float:
+        """All of it, but for what is small."""
+        return self.weights + self.states
+
+    def largest_part(self, n_ranks: int) -> float:
+        """What the first rank copies and writes: its states, and whole files of weights.
+
+        States are divided evenly; of the files every n-th is one rank's (model.hf.shards.Part).
+        """
+        files = math.ceil(self.weights / _FILE_BYTES)
+        own = math.ceil(files / n_ranks) * _FILE_BYTES
+        if (files - 1) % n_ranks == 0:  # the last file, which need not be full, is the first rank's
+            own -= files * _FILE_BYTES - self.weights
+        return self.states / n_ranks + own
 
 
 class Saves(NamedTuple):
@@ -29,22 +54,19 @@ class Saves(NamedTuple):
     share: float  # of a run's time
 
 
-def checkpoint_bytes(model: ModelConfig, head: str, precision: str, optimizer: str) -> float:
-    """Bytes of a checkpoint: weights, fp32 masters, and moments.
-
-    AdamW has two; Lion has one, and Muon one of its matrices.
-    """
-    size = parameters(model, head)
-    moments = (4 if optimizer == "lion" else 8) * size
+def checkpoint_size(model: ModelConfig, head: str, precision: str, optimizer: str) -> Size:
+    """The size of a checkpoint. Of moments AdamW has two, Lion one, and Muon one of matrices."""
+    numel = parameters(model, head)
+    moments = (4 if optimizer == "lion" else 8) * numel
     if optimizer == "muon":
         hidden = (p for p in parts(model, head) if p.name.startswith(("attention.", "mlp.")))
         moments -= 4 * sum(p.parameters for p in hidden if len(p.shape) == 2)
-    return float(BYTES[precision] * size + 4 * size + moments)
+    return Size(float(BYTES[precision] * numel), float(4 * numel + moments))
 
 
 def saves_of(
     settings: Checkpoint,
-    size: float,
+    size: Size,
     steps: int,
     step_s: float,
     *,
@@ -59,10 +81,10 @@ def saves_of(
     if settings.keep_last:
         further = steps // settings.keep_every if settings.keep_every else 0
         kept = min(number, settings.keep_last + further)
-    room = size * (min(number, kept + 1) if number > kept else kept)
+    room = size.total * (min(number, kept + 1) if number > kept else kept)
     rate = bandwidth or DISK_BANDWIDTH
-    write = size / rate
-    copied = size / layout.n_ranks
+    write = size.total / rate
+    copied = size.largest_part(layout.n_ranks)
     copy = copied / (device.bandwidth / 2 if device.name == "cpu" else device.host_link)
     between = (every or steps) * step_s
     waits = write if not settings.background else max(0.0, write - between)
@@ -71,10 +93,10 @@ def saves_of(
     total = steps * step_s + stall
     spread = (1.0, 1.0) if bandwidth else (_FASTER, _SLOWER)
     return Saves(
-        size,
+        size.total,
         number,
         kept,
-        max(room, ROOM * size),
+        max(room, ROOM * size.total),
         copy,
         write,
         write / spread[0],

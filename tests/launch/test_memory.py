@@ -1,13 +1,19 @@
 """The memory of a run, by hand and by its rules; against real runs: benchmarks/predictions.py."""
 
+import math
+
 import pytest
+import torch
 
 from launch.estimate.devices import DEVICES, Device
 from launch.estimate.layout import Layout
 from launch.estimate.memory import RunMemory, run_memory
 from launch.estimate.moments import held, moments, resident
-from launch.estimate.storage import checkpoint_bytes
+from launch.estimate.storage import Size, checkpoint_size
 from model.flops import parameters
+from model.hf.directory import ModelFiles
+from model.hf.shards import Part
+from model.hf.state import slots
 from model.presets import preset
 
 H100 = DEVICES["h100"]
@@ -146,7 +152,7 @@ def test_lion_has_one_moment(stage: int) -> None:
     assert kinds["lion"].moment_bytes == kinds["adamw"].moment_bytes / 2
     adamw, lion = (sum(t.size for t in resident(kinds[name], one)[0]) for name in ("adamw", "lion"))
     assert adamw - lion == pytest.approx(kinds["lion"].moment_bytes)
-    saved = {name: checkpoint_bytes(MODEL, "causal_lm", "bf16", name) for name in kinds}
+    saved = {name: checkpoint_size(MODEL, "causal_lm", "bf16", name).total for name in kinds}
     assert saved["adamw"] - saved["lion"] == 4 * parameters(MODEL, "causal_lm")
 
 
@@ -173,12 +179,29 @@ def test_more_of_everything_takes_more() -> None:
 
 def test_a_save_is_a_second_copy_in_the_host() -> None:
     found = memory(CPU)
-    assert found.checkpoint == pytest.approx((12 + 2) * SIZE / 8)
+    assert found.checkpoint == pytest.approx((12 / 8 + 2) * SIZE), "one rank writes the one file"
+    assert found.host == pytest.approx(found.total - 7 / 8 * 2 * SIZE), "of which a node has one"
     assert memory(H100).checkpoint == 0
     plain = memory(CPU, zero_stage=0, precision="fp32")  # whole on every rank, saved once
-    assert plain.checkpoint == pytest.approx((12 + 4) * SIZE / 8)
+    assert plain.checkpoint == pytest.approx((12 / 8 + 4) * SIZE)
     at_end = run_memory(MODEL, layout(), CPU, saves="at_end")
     assert at_end.total < found.total
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", ["gpt2-124m", "llama-2-7b"])
+def test_the_first_rank_saves_whole_files_of_weights(name: str, n_ranks: int) -> None:
+    model = preset(name)
+    weights = 2 * parameters(model)
+    files = [
+        ModelFiles(model, "causal_lm", torch.bfloat16, part=Part(rank, n_ranks)).wanted()
+        for rank in range(n_ranks)
+    ]
+    sizes = {slot.ours: 2 * math.prod(slot.shape) for slot in slots(model, "causal_lm")}
+    most = max(sum(sizes[name] for name in wanted) for wanted in files)
+    part = Size(weights, 6 * weights).largest_part(n_ranks)
+    # A file ends before the matrix that it has no room for.
+    assert part - 6 * weights / n_ranks == pytest.approx(most, rel=0.03)
 
 
 def test_small_blocks_stay_with_the_process() -> None:
