@@ -20,10 +20,10 @@ from model.config import ModelConfig
 class Attention(nn.Module):
     """Causal attention, queries, keys and values from one map."""
 
-    def __init__(self, d: int, heads: int) -> None:
+    def __init__(self, d: int, heads: int, bias: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.c_attn, self.c_proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.c_attn, self.c_proj = nn.Linear(d, 3 * d, bias), nn.Linear(d, d, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
@@ -38,9 +38,9 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Up, GELU, down."""
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, d: int, bias: bool) -> None:
         super().__init__()
-        self.c_fc, self.c_proj = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.c_fc, self.c_proj = nn.Linear(d, 4 * d, bias), nn.Linear(4 * d, d, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -49,10 +49,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each on a norm of the residual stream."""
 
-    def __init__(self, d: int, heads: int) -> None:
+    def __init__(self, d: int, heads: int, bias: bool) -> None:
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(d), Attention(d, heads)
-        self.ln_2, self.mlp = nn.LayerNorm(d), Mlp(d)
+        self.ln_1, self.attn = nn.LayerNorm(d, bias=bias), Attention(d, heads, bias)
+        self.ln_2, self.mlp = nn.LayerNorm(d, bias=bias), Mlp(d, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -60,14 +60,17 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """GPT-2 with tied matrices; names as in Hugging Face's files."""
+    """GPT-2 with tied matrices; names as in Hugging Face's files.
 
-    def __init__(self, config: ModelConfig) -> None:
+    bias: as OpenAI's models have them; nanoGPT's own, trained from scratch, have none.
+    """
+
+    def __init__(self, config: ModelConfig, *, bias: bool = True) -> None:
         super().__init__()
         d = config.d_model
         self.wte, self.wpe = nn.Embedding(config.vocab_size, d), nn.Embedding(config.max_seq_len, d)
-        self.h = nn.ModuleList(Block(d, config.n_heads) for _ in range(config.n_layers))
-        self.ln_f = nn.LayerNorm(d)
+        self.h = nn.ModuleList(Block(d, config.n_heads, bias) for _ in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(d, bias=bias)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
@@ -75,6 +78,27 @@ class Gpt(nn.Module):
             x = block(x)
         logits = F.linear(self.ln_f(x), self.wte.weight)
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+
+
+def initialise(net: Gpt) -> None:
+    """Draw new weights as nanoGPT does: GPT-2's deviations, what writes to the residual less."""
+    for name, parameter in net.named_parameters():
+        if parameter.dim() >= 2:
+            is_last = name.endswith("c_proj.weight")
+            nn.init.normal_(parameter, std=0.02 / (2 * len(net.h)) ** (0.5 * is_last))
+        elif name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+
+
+def decaying(net: Gpt, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: of two and more dimensions all decay, and nothing else."""
+    return [
+        {
+            "params": [p for p in net.parameters() if (p.dim() >= 2) == decays],
+            "weight_decay": weight_decay * decays,
+        }
+        for decays in (True, False)
+    ]
 
 
 def _load(net: Gpt, state: dict[str, Tensor]) -> None:
@@ -91,14 +115,9 @@ def loop(work: Work, options: dict[str, Any], orders: Orders, device: torch.devi
     _load(net, first_weights(options["weights"]))
     net.to(device)
     run = torch.compile(net) if options["compile"] else net
-    groups = [
-        {
-            "params": [p for p in net.parameters() if (p.dim() >= 2) == decays],
-            "weight_decay": WEIGHT_DECAY * decays,
-        }
-        for decays in (True, False)
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=options["fused"] or None)
+    optimizer = torch.optim.AdamW(
+        decaying(net, WEIGHT_DECAY), lr=LR, betas=BETAS, fused=options["fused"] or None
+    )
     is_mixed = options["precision"] == "bf16"
     context = torch.autocast(device.type, torch.bfloat16) if is_mixed else contextlib.nullcontext()
     number = 0
