@@ -170,8 +170,9 @@ class Muon(torch.optim.AdamW):
         )
         plan = self._plan_of(parameter)
         for batch in plan.own:
-            ahead = self._directions(flat, [(matrix, matrix.numel) for matrix in batch])
-            whole = torch.stack(ahead).view(len(batch), batch[0].rows, batch[0].columns)
+            pieces = [(matrix, matrix.numel) for matrix in batch]
+            whole = torch.stack(self._directions(flat, pieces))
+            whole = whole.view(len(batch), batch[0].rows, batch[0].columns)
             flat.apply(orthogonalise(whole).flatten(1).unbind(), batch, group)
         for turn in plan.turns:
             found = list(self._orthogonal_pieces(flat, turn))

@@ -23,6 +23,7 @@ _CHUNK = 1 << 24  # numbers that are measured, or stepped by Lion, at a time (ru
 _SUB_GROUP = 100_000_000  # numbers that are swapped in at a time (runtime.deepspeed_config)
 _MUON_BATCH = 1 << 22  # numbers that Muon makes orthogonal at a time (runtime.muon)
 _MUON_COPIES = 5  # of them at once: stacked, divided by their norm, and products
+_MUON_WIDE = 3  # in fp32 besides: directions, for the norm, and the update
 # Of attention with dropout on a CPU, where torch keeps all scores: bytes for a pair and head.
 _SCORE_BYTES = 16
 
@@ -363,9 +364,8 @@ def _update(found: Held, layout: Layout) -> Tensors:
     work: Tensors = []
     if found.largest_matrix:
         numel = max(found.largest_matrix, min(_MUON_BATCH, found.size))
-        work = [
-            Tensor("optimizer", _MUON_COPIES * found.width * numel, found.width * numel, "work")
-        ]
+        copies = _MUON_COPIES * found.width + _MUON_WIDE * 4
+        work = [Tensor("optimizer", copies * numel, found.width * numel, "work")]
     if found.is_lion:  # which measures while it steps
         signs = min(_CHUNK, found.share)
         work = [_flat("optimizer", 4, signs, "signs"), *_measure(found, found.size)]

@@ -214,9 +214,9 @@ def test_small_blocks_stay_with_the_process() -> None:
     assert found.moment == "reduce"
     assert found.communication + found.gradients == pytest.approx(12 * size)
     largest = 8192 * 640
-    assert found.fragmentation == pytest.approx(
-        sum(t.size for t in moments(_held(tiny), tiny)["logits"]) + 8 * largest
-    )
+    small = sum(t.size for t in moments(_held(tiny), tiny)["logits"]) + 8 * largest
+    # A tenth of the heap, in which the gradients are too, are gaps.
+    assert found.fragmentation == pytest.approx(small + 0.1 * (small + 4 * size))
 
 
 def _held(one: Layout):
