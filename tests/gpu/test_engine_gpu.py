@@ -18,6 +18,14 @@ def test_the_engine_trains_as_plain_torch_does() -> None:
     status, output = run(["-m", "runtime.selftest"])
     assert status == 0, output
     assert "FAIL" not in output
+    assert "left out" not in output
+    assert output.count(" fp16 ") == 3 * 3 * 2  # optimizers, stages, accumulation
+
+
+def test_in_fp16_what_overflows_is_skipped_and_lowers_the_loss_scale() -> None:
+    status, output = run(["tests/runtime/fp16_worker.py"])
+    assert status == 0, output
+    assert output.split().count("learns") == 3  # stages
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
