@@ -33,7 +33,22 @@ def test_the_engine_trains_as_plain_torch_does(ranks: int, tmp_path: Path) -> No
     status, output = run(command, ranks, timeout=600, TORCH_EXTENSIONS_DIR=str(extensions))
     assert status == 0, output
     assert output.count("ok   ranks") == len(cases(ranks)) == 63 + 3 * ranks
+    assert output.count("left out: fp16, which does not run on a CPU") == 1
     assert not extensions.exists()
+
+
+def test_on_a_gpu_fp16_is_compared_as_well() -> None:
+    more = [str(case) for case in cases(1, "cuda") if case not in cases(1)]
+    assert len(more) == len(set(more)) == 3 * 3 * 2  # optimizers, stages, accumulation
+    assert all("fp16" in case for case in more)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_in_fp16_what_overflows_is_skipped_and_lowers_the_loss_scale(ranks: int) -> None:
+    """On a CPU, where DeepSpeed's refusal is lifted for it; tests/gpu has the same on a GPU."""
+    status, output = run(["tests/runtime/fp16_worker.py"], ranks)
+    assert status == 0, output
+    assert output.split().count("learns") == 3  # stages
 
 
 def test_batch_sizes_agree_as_deepspeed_demands() -> None:
@@ -47,6 +62,14 @@ def test_every_precision_setting_is_written_out() -> None:
     assert set(DeepSpeedFP16Config.model_fields) - {"fp16_master_weights_and_grads"} <= set(
         config["fp16"]
     )
+
+
+def test_the_loss_scale_of_fp16_is_dynamic_and_no_other_has_one() -> None:
+    scaled = settings(precision="fp16")
+    assert scaled["fp16"]["enabled"]
+    assert not scaled["bf16"]["enabled"]
+    assert scaled["fp16"]["loss_scale"] == 0  # DeepSpeed's word for dynamic
+    assert not any(settings(precision=p)["fp16"]["enabled"] for p in ("fp32", "bf16", "fp8"))
 
 
 def test_every_zero_setting_is_written_out() -> None:

@@ -211,3 +211,15 @@ def test_a_rank_that_holds_everything_does_not_make_everything() -> None:
     plan = _plan(whole_here, 0, work)
     assert work[0] == work[1]
     assert sum(len(batch) for batch in plan.own) == len(plan.turns) == 5
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_in_bf16_it_steps_as_one_that_is_not_sharded(ranks: int) -> None:
+    """In each stage and accumulation; both orthogonalise in bf16."""
+    status, output = run(["tests/runtime/muon_bf16_worker.py"], ranks)
+    assert status == 0, output
+    lines = [line.split() for line in output.splitlines() if line.startswith("stage ")]
+    assert len(lines) == 3 * 2
+    for *case, weights, momenta in lines:
+        assert float(weights) <= 1e-5, case
+        assert float(momenta) <= 1e-5, case

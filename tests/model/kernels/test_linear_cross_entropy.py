@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from model import chunks
@@ -229,6 +230,34 @@ def test_compiles_into_one_graph():
         for found in (f(hidden, weight, targets) for f in (compute, compiled))
     ]
     assert all(torch.equal(a, b) for a, b in zip(*ours, strict=True))
+
+
+def through_the_body_without_numbers(monkeypatch, dtype, kernels):
+    """Forward and backward of tensors that hold nothing: whoever asks for a number fails."""
+    body = linear_cross_entropy._forward
+    monkeypatch.setattr(body, "_abstract_fn", body._init_fn)  # not the shapes that stand for it
+    options = {**OPTIONS[-1], "vocab_size": CLASSES, "chunk_rows": 7, "counts_correct": True}
+    with FakeTensorMode():
+        shapes = ((N, WIDTH), (ROWS_IN_MEMORY, WIDTH), (ROWS_IN_MEMORY,))
+        inputs = [torch.empty(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+        targets = torch.empty(N, dtype=torch.int64)
+        found = loss(*inputs[:2], targets, bias=inputs[2], kernels=kernels, **options)
+        return torch.autograd.grad(3 * found.loss, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_host_waits_for_no_number(dtype, kernels, monkeypatch):
+    """On a GPU each one would hold the host up until all that was asked for is done."""
+    grads = through_the_body_without_numbers(monkeypatch, dtype, kernels)
+    assert [grad.dtype for grad in grads] == [dtype] * 3
+    shares = linear_cross_entropy._shares
+
+    def shares_that_look(is_kept, hidden):
+        return shares(is_kept, hidden) if is_kept.any() else None
+
+    monkeypatch.setattr(linear_cross_entropy, "_shares", shares_that_look)
+    with pytest.raises(DataDependentOutputException):
+        through_the_body_without_numbers(monkeypatch, dtype, kernels)
 
 
 @pytest.mark.slow  # half a minute of compiling

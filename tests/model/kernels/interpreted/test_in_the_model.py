@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import ModelConfig, build
+from model.kernels import cross_entropy_rows_triton
 from model.kernels.launching import IS_INTERPRETED
 from tests.model.kernels.interpreted.closeness import assert_close
 
@@ -62,18 +63,35 @@ def test_the_interpreter_runs():
     assert IS_INTERPRETED
 
 
+@pytest.fixture
+def rows_of_logits(monkeypatch):
+    """How many the loss's kernel was given, at each of its calls."""
+    rows_, found = cross_entropy_rows_triton.rows_, []
+
+    def counted(logits, *arguments, **named):
+        found.append(len(logits))
+        return rows_(logits, *arguments, **named)
+
+    monkeypatch.setattr(cross_entropy_rows_triton, "rows_", counted)
+    return found
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_kernels_change_rounding_alone(name):
+def test_kernels_change_rounding_alone(name, rows_of_logits):
     net, ids = new_net(name), torch.randint(0, 61, (2, 5))
     want = step(net, ids)
+    assert not rows_of_logits
     net.set_kernels("triton")
     with Counting() as counting:
         assert_close(step(net, ids), want, 1e-4)
+    assert rows_of_logits == [ids.numel()]
     for operation, launches in zip(("norm", "split_and_turn"), LAUNCHES[name], strict=True):
         assert counting.seen[f"ingot.{operation}.default"] == launches
         assert counting.seen[f"ingot.{operation}_backward.default"] == launches
     net.set_kernels("torch")
+    rows_of_logits.clear()
     assert all(torch.equal(a, b) for a, b in zip(step(net, ids), want, strict=True))
+    assert not rows_of_logits
 
 
 @pytest.mark.parametrize("part", ["block", "attention", "mlp"])
