@@ -45,7 +45,7 @@ def run(case: Case, *, backward: bool) -> None:
             tensor.grad = None
         found = outputs if isinstance(outputs, tuple) else (outputs,)
         wanted = [tensor for tensor in found if tensor.requires_grad]
-        torch.autograd.backward(wanted, [case.gradient_of(tensor) for tensor in wanted])
+        torch.autograd.backward(wanted, case.gradients_of(wanted))
 
 
 def timed(case: Case, device: torch.device, repeats: int, *, backward: bool) -> float:

@@ -4,9 +4,10 @@ An operation makes a `Case` for each way to compute it, on inputs drawn from tor
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +22,20 @@ class NotHereError(Exception):
     """This way to compute an operation is not installed, or runs elsewhere."""
 
 
-class Case(NamedTuple):
+@dataclass
+class Case:
     """An operation with its inputs, ready to be called."""
 
     call: Callable[[], Any]
     leaves: list[Tensor]  # tensors that get gradients; none: there is no backward pass
     restore: Callable[[], None] = lambda: None  # before a turn: inputs that a pass writes over
+    _onto: list[Tensor] = field(default_factory=list)
 
-    def gradient_of(self, output: Tensor) -> Tensor:
-        """What flows back into an output."""
-        return torch.ones_like(output)
+    def gradients_of(self, outputs: list[Tensor]) -> list[Tensor]:
+        """What flows back into the outputs: always the same, whose making is not timed."""
+        if not self._onto:
+            self._onto.extend(torch.ones_like(output) for output in outputs)
+        return self._onto
 
 
 class Operation(Protocol):
