@@ -1,14 +1,15 @@
 """Fused operations and the optimizer's step against plain PyTorch, the compiler, Liger and torch's.
 
 Forward, and forward + backward, in turns: median and minimum; a step of the optimizer is one time.
-On a GPU also the bytes that must be moved ÷ time, as a share of what a copy reaches there. Memory
-is the peak above inputs, weights and their gradients; on a CPU each way is measured in a process of
-its own, whose allocator gives back what is freed. Ways that are not installed, or that an operation
-lacks, are left out visibly.
+Also the bytes that must be moved ÷ time, as a share of what a large copy reaches: small where
+computing takes the time, and above 1 where tensors stay in a cache. Memory is the peak above
+inputs, weights and their gradients, below 0 where these take the inputs' place; on a CPU each way
+is measured in a process of its own, whose allocator gives back what is freed. Ways that are not
+installed, or that an operation lacks, are left out visibly.
 
     python benchmarks/kernels.py [--ops linear_cross_entropy] [--peers DIR] [--turns 9]
 
---peers: a folder with liger-kernel (`pip install --no-deps --target DIR liger-kernel`).
+--peers: a folder with liger-kernel, which is installed there when missing. It needs a GPU.
 """
 
 import argparse
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.operations import OPERATIONS, Case, NotHereError, Operation
+from benchmarks.peers.process import install
 from runtime import hardware, heap, provenance
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -43,11 +45,12 @@ def run(case: Case, *, backward: bool) -> None:
             tensor.grad = None
         found = outputs if isinstance(outputs, tuple) else (outputs,)
         wanted = [tensor for tensor in found if tensor.requires_grad]
-        torch.autograd.backward(wanted, [case.gradient_of(tensor) for tensor in wanted])
+        torch.autograd.backward(wanted, case.gradients_of(wanted))
 
 
 def timed(case: Case, device: torch.device, repeats: int, *, backward: bool) -> float:
     """Seconds of a pass."""
+    case.restore()
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -146,36 +149,31 @@ def peak_in_own_process(
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per second, read and written, that a large copy reaches."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    best = 0.0
-    for _ in range(10):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        target.copy_(source)
-        torch.cuda.synchronize()
-        best = max(best, 2 * source.numel() / (time.perf_counter() - start))
-    return best
+    """Bytes per second, read and written, that a copy reaches which is larger than any cache."""
+    size = 1 << (30 if device.type == "cuda" else 29)
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    case = Case(lambda: target.copy_(source), [])
+    seconds = min(timed(case, device, 1, backward=False) for _ in range(10))
+    return 2 * size / seconds
 
 
-def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row per operation, shape and way."""
-    device = torch.device(options.device)
-    ceiling = copy_rate(device) if device.type == "cuda" else None
+def measure(options: argparse.Namespace, ceiling: float) -> Iterator[dict[str, Any]]:
+    """A row per operation, shape and way. ceiling: of a copy, bytes per second."""
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
     for name in options.ops:
         operation = OPERATIONS[name]
         for shape in operation.shapes(options.size):
-            found, left_out = cases(operation, shape, DTYPES[options.dtype], device)
+            moved = operation.bytes_moved(shape, dtype.itemsize)
+            about = {"op": name, "shape": shape, "bytes_moved": moved}
+            found, left_out = cases(operation, shape, dtype, device)
             spent = times(found, options, device) if found else {}
             for way, reason in left_out.items():
-                yield {"op": name, "shape": shape, "way": way, "left_out": reason}
+                yield {**about, "way": way, "left_out": reason}
             for way, values in spent.items():
-                row = {"op": name, "shape": shape, "way": way, **values}
-                if ceiling is not None:
+                row = {**about, "way": way, **values}
+                row["of_copy"] = moved / (values["both_ms"] / 1e3) / ceiling
+                if device.type == "cuda":
                     row["peak_mb"] = peak_mb(found[way], device)
-                    moved = operation.bytes_moved(shape, DTYPES[options.dtype].itemsize)
-                    row["of_copy"] = moved / (values["both_ms"] / 1e3) / ceiling
                 else:
                     row["peak_mb"] = peak_in_own_process(name, way, shape, options)
                 yield row
@@ -189,7 +187,7 @@ def line(row: dict[str, Any]) -> str:
     forward = f"{row['forward_ms']:.3f}" if "forward_ms" in row else "–"
     cells = [row["op"], size, row["way"], forward, f"{row['both_ms']:.3f}"]
     cells += [f"{row['both_min_ms']:.3f}", f"{row['peak_mb']:,.1f}"]
-    cells += [f"{100 * row['of_copy']:.0f} %"] if "of_copy" in row else []
+    cells += [f"{row['bytes_moved'] / 1e6:,.1f}", f"{100 * row['of_copy']:.0f} %"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -235,6 +233,14 @@ def plot(table: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def install_liger(libraries: Path) -> None:
+    """Put it there; where that cannot be done, say so, and its ways are left out."""
+    try:
+        install(libraries, ("liger-kernel",))
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"liger-kernel could not be installed in {libraries}: {error}", file=sys.stderr)
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -259,6 +265,7 @@ def main() -> None:
     """Measure, print, and write."""
     options = arguments()
     if options.peers:
+        install_liger(options.peers)
         sys.path.append(str(options.peers))
     device = torch.device(options.device)
     if device.type == "cpu":
@@ -273,16 +280,18 @@ def main() -> None:
     if device.type == "cpu":
         heap.keep()  # as every run of ours does
     load = os.getloadavg()[0]
+    ceiling = copy_rate(device)
+    print(f"a large copy moves {ceiling / 1e9:,.1f} GB/s, read and written\n")
     columns = ["op", "shape", "way", "forward, ms", "+ backward", "min", "peak, MB"]
-    columns += ["of a copy's rate"] if device.type == "cuda" else []
+    columns += ["moved, MB", "of a copy's rate"]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"kernels_{options.device}.json"
     table: list[dict[str, Any]] = []
-    for row in measure(options):
+    for row in measure(options, ceiling):
         table.append(row)
         print(line(row), flush=True)
-        write(table, options, load, path)  # whatever ends the run, what was measured stays
+        write(table, options, load, ceiling, path)  # whatever ends the run, what was measured stays
     for target in targets(table):
         met = "met" if target["met"] else "MISSED"
         print(
@@ -293,7 +302,11 @@ def main() -> None:
 
 
 def write(
-    table: list[dict[str, Any]], options: argparse.Namespace, load: float, path: Path
+    table: list[dict[str, Any]],
+    options: argparse.Namespace,
+    load: float,
+    ceiling: float,
+    path: Path,
 ) -> None:
     """Write the rows, the targets, and what was measured with."""
     on_gpu = options.device == "cuda"
@@ -301,6 +314,7 @@ def write(
         **{name: getattr(options, name) for name in ("dtype", "turns", "repeats", "threads")},
         "device": torch.cuda.get_device_name() if on_gpu else hardware.cpu_name(),
         "load": [load, os.getloadavg()[0]],
+        "copy_bytes_per_s": ceiling,
         "versions": provenance.versions(),
     }
     content = {"settings": settings, "rows": table, "targets": targets(table)}

@@ -4,12 +4,16 @@ An operation makes a `Case` for each way to compute it, on inputs drawn from tor
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from benchmarks import in_place
 
 Shape = dict[str, int]
 
@@ -18,15 +22,20 @@ class NotHereError(Exception):
     """This way to compute an operation is not installed, or runs elsewhere."""
 
 
-class Case(NamedTuple):
+@dataclass
+class Case:
     """An operation with its inputs, ready to be called."""
 
     call: Callable[[], Any]
     leaves: list[Tensor]  # tensors that get gradients; none: there is no backward pass
+    restore: Callable[[], None] = lambda: None  # before a turn: inputs that a pass writes over
+    _onto: list[Tensor] = field(default_factory=list)
 
-    def gradient_of(self, output: Tensor) -> Tensor:
-        """What flows back into an output."""
-        return torch.ones_like(output)
+    def gradients_of(self, outputs: list[Tensor]) -> list[Tensor]:
+        """What flows back into the outputs: always the same, whose making is not timed."""
+        if not self._onto:
+            self._onto.extend(torch.ones_like(output) for output in outputs)
+        return self._onto
 
 
 class Operation(Protocol):
@@ -47,6 +56,18 @@ class Operation(Protocol):
 def _leaf(*shape: int, dtype: torch.dtype, device: torch.device, std: float = 1.0) -> Tensor:
     drawn = torch.randn(*shape, device=device) * std
     return drawn.to(dtype).requires_grad_()
+
+
+def _liger(module: str, name: str, device: torch.device) -> Any:
+    """Of Liger what is called so. Raises NotHereError."""
+    if device.type != "cuda":
+        raise NotHereError("runs on a GPU only")
+    try:
+        return getattr(import_module(f"liger_kernel.{module}"), name)
+    except ModuleNotFoundError as error:
+        raise NotHereError(f"{error}; give --peers") from error
+    except AttributeError as error:
+        raise NotHereError(f"this liger-kernel has no {name}") from error
 
 
 # Our loss, by what turns logits into their gradient.
@@ -98,15 +119,8 @@ class LinearCrossEntropy:
 
 
 def _liger_cross_entropy(device: torch.device) -> Any:
-    if device.type != "cuda":
-        raise NotHereError("runs on a GPU only")
-    try:
-        from liger_kernel.transformers.fused_linear_cross_entropy import (
-            LigerFusedLinearCrossEntropyLoss,
-        )
-    except ImportError as error:
-        raise NotHereError("liger-kernel is not installed; give --peers") from error
-    module = LigerFusedLinearCrossEntropyLoss()
+    losses = "transformers.fused_linear_cross_entropy"
+    module = _liger(losses, "LigerFusedLinearCrossEntropyLoss", device)()
     return lambda hidden, weight, targets: module(weight, hidden, targets)
 
 
@@ -161,24 +175,26 @@ def _plain_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Te
 
 
 def _liger_norm(device: torch.device) -> Any:
-    if device.type != "cuda":
-        raise NotHereError("runs on a GPU only")
-    try:
-        from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
-    except ImportError as error:
-        raise NotHereError("liger-kernel is not installed; give --peers") from error
-    return lambda x, residual, weight: LigerFusedAddRMSNormFunction.apply(x, residual, weight, 1e-6)
+    function = _liger("ops.fused_add_rms_norm", "LigerFusedAddRMSNormFunction", device)
+    return lambda x, residual, weight: function.apply(x, residual, weight, 1e-6)
 
 
 class Rotary:
-    """Packed queries, keys and values taken apart, normalised and turned."""
+    """Packed queries, keys and values taken apart, normalised where has_norm, and turned.
 
-    ways = ("eager", "compiled", "ours")
+    Torch has no operation of its own for it. Liger turns without normalising.
+    """
+
+    def __init__(self, *, has_norm: bool) -> None:
+        self.has_norm = has_norm
+        self.ways = ("eager", "compiled", "ours", *(() if has_norm else ("liger",)))
 
     def shapes(self, size: str) -> list[Shape]:
         """Batch × tokens × heads × key heads × width."""
-        if size != "cuda":
+        if size == "dry":
             return [{"B": 2, "T": 64, "H": 4, "K": 2, "hd": 32}]
+        if size == "cpu":
+            return [{"B": 8, "T": 512, "H": 12, "K": 12, "hd": 64}]
         wide = {"B": 32, "T": 2048, "H": 12, "K": 12, "hd": 64}
         return [wide, {"B": 8, "T": 2048, "H": 32, "K": 8, "hd": 128}]
 
@@ -186,31 +202,108 @@ class Rotary:
         """Make queries, keys and values."""
         from model.rotary import Rotary as Angles
 
+        heads, n_heads, n_kv_heads = shape["H"] + 2 * shape["K"], shape["H"], shape["K"]
+        packed = _leaf(shape["B"], shape["T"], heads, shape["hd"], dtype=dtype, device=device)
+        gains = tuple(
+            _leaf(shape["hd"], dtype=dtype, device=device) for _ in range(2 * self.has_norm)
+        )
+        angle = torch.randn(1, shape["T"], 1, shape["hd"] // 2, device=device)
+        if way == "liger":
+            turn = _liger_turn(device, angle)
+            return Case(lambda: turn(packed, n_heads, n_kv_heads), [packed])
         kernel = _kernel("rotary")
         if kernel is None or (way == "ours" and device.type != "cuda"):
             raise NotHereError("needs Triton and a GPU")
-        heads = shape["H"] + 2 * shape["K"]
-        packed = _leaf(*(shape["B"], shape["T"], heads, shape["hd"]), dtype=dtype, device=device)
-        gains = tuple(_leaf(shape["hd"], dtype=dtype, device=device) for _ in range(2))
-        angle = torch.randn(1, shape["T"], 1, shape["hd"] // 2, device=device)
         angles = Angles.of(angle.cos(), angle.sin())
         function = kernel.split_and_turn if way == "ours" else kernel.reference
         function = torch.compile(function, dynamic=False) if way == "compiled" else function
         return Case(
-            lambda: function(packed, angles, shape["H"], shape["K"], gains, 1e-6),
-            [packed, *gains],
+            lambda: function(packed, angles, n_heads, n_kv_heads, gains, 1e-6), [packed, *gains]
         )
 
     def bytes_moved(self, shape: Shape, itemsize: int) -> int:
-        """Read and written once forward; packed read again, gradients read and written backward."""
+        """Read and written once each way; with a norm packed is read again backward."""
         numbers = shape["B"] * shape["T"] * (shape["H"] + 2 * shape["K"]) * shape["hd"]
-        return 5 * numbers * itemsize
+        return (5 if self.has_norm else 4) * numbers * itemsize
+
+
+def _liger_turn(device: torch.device, angle: Tensor) -> Any:
+    function = _liger("ops.rope", "LigerRopeFunction", device)
+    # (1, T, hd), as transformers has them; in fp32, as ours computes.
+    cos, sin = (torch.cat((t, t), -1).squeeze(2) for t in (angle.cos(), angle.sin()))
+
+    def turn(packed: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = packed.split((n_heads, n_kv_heads, n_kv_heads), dim=2)
+        q, k = function.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+        return q.transpose(1, 2), k.transpose(1, 2), v
+
+    return turn
+
+
+class Activation:
+    """What an MLP computes between its matrices; gate and up in one tensor, as in the model.
+
+    in place: gradients over the input, as a kernel of ours would write them, in plain PyTorch; in
+    place compiled: the same in one pass. Liger's write over its inputs too.
+    """
+
+    def __init__(self, kind: str, widths: dict[str, tuple[tuple[int, int], ...]]) -> None:
+        self.kind, self._widths = kind, widths
+        self.is_gated = kind in in_place.GATED
+        # Liger has none without a gate, and of GeGLU tanh's approximation alone. It takes gate and
+        # up apart, as models with two matrices have them; from one tensor SwiGLU alone.
+        liger = {"swiglu": ("liger", "liger packed"), "geglu": ("liger, tanh",)}
+        self.ways = ("eager", "compiled", "in place", "in place compiled", *liger.get(kind, ()))
+
+    def shapes(self, size: str) -> list[Shape]:
+        """Rows × width of the MLP."""
+        return [{"N": n, "d_ff": width} for n, width in self._widths.get(size, ((64, 48),))]
+
+    def case(self, way: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Case:
+        """Make the input of the second matrix."""
+        drawn = _leaf(shape["N"], self._width(shape), dtype=dtype, device=device).detach()
+        apart = way in ("liger", "liger, tanh")
+        parts = [half.contiguous() for half in drawn.chunk(2, -1)] if apart else [drawn]
+        leaves = [part.clone().requires_grad_() for part in parts]
+        function = self._function(way, device)
+
+        def restore() -> None:
+            for leaf, part in zip(leaves, parts, strict=True):
+                leaf.detach().copy_(part)
+
+        return Case(lambda: function(*leaves), leaves, restore)
+
+    def _width(self, shape: Shape) -> int:
+        return (2 if self.is_gated else 1) * shape["d_ff"]
+
+    def _function(self, way: str, device: torch.device) -> Callable[..., Tensor]:
+        plain = in_place.as_in_the_model(self.kind)
+        if way == "eager":
+            return plain
+        if way == "compiled":
+            compiled: Callable[..., Tensor] = torch.compile(plain, dynamic=False)
+            return compiled
+        if way in ("in place", "in place compiled"):
+            return in_place.in_place(self.kind, compiled=way.endswith("compiled"))
+        if way == "liger packed":
+            apply = _liger("ops.swiglu", "LigerFusedGateUpSiLUMulFunction", device).apply
+            return lambda x: apply(x, True)  # in place
+        if way not in self.ways:
+            raise ValueError(f"way: got {way!r}, expected one of {', '.join(self.ways)}")
+        silu = self.kind == "swiglu"
+        name = "LigerSiLUMulFunction" if silu else "LigerGELUMulFunction"
+        found: Callable[..., Tensor] = _liger(f"ops.{self.kind}", name, device).apply
+        return found
+
+    def bytes_moved(self, shape: Shape, itemsize: int) -> int:
+        """The input read and the output written; both read again, and a gradient written."""
+        return (3 * self._width(shape) + 2 * shape["d_ff"]) * shape["N"] * itemsize
 
 
 class OptimizerStep:
     """A step of AdamW over one rank's flat partition: unscale, clip, step, and 16-bit weights."""
 
-    ways = ("eager", "compiled", "ours", "torch")
+    ways = ("eager", "compiled", "ours", "torch", "DeepSpeed FusedAdam")
 
     def shapes(self, size: str) -> list[Shape]:
         """Elements of the partition: 124 M of one GPU, and an eighth of 1.5 and of 7 B."""
@@ -244,10 +337,21 @@ def _kernel(name: str) -> Any:
     return found
 
 
+# Rows and widths of MLPs: of Llama 160 M, 1 B and 8 B; ModernBERT; BERT; and GPT-2.
+_SWIGLU = {"cpu": ((4096, 2048),), "cuda": ((65536, 2048), (32768, 8192), (16384, 14336))}
+_GEGLU = {"cpu": ((4096, 1152),), "cuda": ((65536, 1152), (65536, 2624))}
+_GELU = {"cpu": ((4096, 3072),), "cuda": ((65536, 3072), (65536, 4096))}
+_GELU_TANH = {"cpu": ((4096, 3072),), "cuda": ((65536, 3072), (32768, 6400))}
+
 # The longest last: a sweep that runs out of time still has something of each.
 OPERATIONS: dict[str, Operation] = {
     "norm": Norm(),
-    "rotary": Rotary(),
+    "rotary": Rotary(has_norm=True),
+    "rotary_alone": Rotary(has_norm=False),
+    "swiglu": Activation("swiglu", _SWIGLU),
+    "geglu": Activation("geglu", _GEGLU),
+    "gelu": Activation("gelu", _GELU),
+    "gelu_tanh": Activation("gelu_tanh", _GELU_TANH),
     "optimizer_step": OptimizerStep(),
     "linear_cross_entropy": LinearCrossEntropy(),
 }

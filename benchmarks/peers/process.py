@@ -77,10 +77,15 @@ class Peer:
         self._log.close()
 
 
-def install(libraries: Path) -> None:
-    """Put litgpt where only its own process looks: beside our torch, not instead of it."""
-    if (libraries / "litgpt").is_dir():
+LITGPT = ("litgpt", "lightning", "lightning-utilities", "pytorch-lightning", "torchmetrics")
+
+
+def install(libraries: Path, packages: tuple[str, ...] = (*LITGPT, "jsonargparse")) -> None:
+    """Put packages, unless the first is there, beside our torch and not instead of it.
+
+    Raises subprocess.CalledProcessError.
+    """
+    if (libraries / packages[0].replace("-", "_")).is_dir():
         return
-    names = ["litgpt", "lightning", "lightning-utilities", "pytorch-lightning", "torchmetrics"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-    subprocess.run([*pip, str(libraries), *names, "jsonargparse"], check=True)
+    subprocess.run([*pip, str(libraries), *packages], check=True)

@@ -1,8 +1,9 @@
 """Ways to step the optimizer over ZeRO's flat partition: unscale, clip, AdamW, and 16-bit weights.
 
-Four passes as DeepSpeed takes them, the same in one pass by the compiler, torch's AdamW with its
-own unscaling, and one pass of a Triton kernel (`optimizer_step_triton`), which is no part of the
-model: it would be merged if it were measured to be faster than the compiler's.
+Four passes as DeepSpeed takes them, with torch's AdamW or with its own; the same in one pass by the
+compiler; torch's AdamW with its own unscaling; and one pass of a Triton kernel
+(`optimizer_step_triton`), which is no part of the model: it would be merged if it were measured to
+be faster than the compiler's.
 """
 
 from collections.abc import Callable
@@ -67,12 +68,23 @@ class Partition:
 
 
 def stepper(way: str, part: Partition) -> Callable[[], None]:
-    """A function that takes a step, of one way. Raises NotHereError."""
+    """A function that takes a step, of one way. Raises NotHereError, or ValueError for no way."""
     if way in ("eager", "torch"):
-        return _by_torch(part, unscales_itself=way == "torch")
+        return by_optimizer(part, torch_adamw(part), unscales_itself=way == "torch")
+    if way == "compiled":
+        return in_one_pass(part, torch.compile(update, dynamic=False))
     if way == "ours":
         return _by_triton(part)
-    function: Callable[..., None] = torch.compile(update, dynamic=False)
+    if way == "DeepSpeed FusedAdam":
+        if part.weights.device.type != "cuda":
+            raise NotHereError("runs on a GPU only")
+        return by_optimizer(part, deepspeed_adamw(part))
+    ways = "eager, torch, compiled, ours, DeepSpeed FusedAdam"
+    raise ValueError(f"way: got {way!r}, expected one of {ways}")
+
+
+def in_one_pass(part: Partition, function: Callable[..., None]) -> Callable[[], None]:
+    """Steps by `runtime.one_pass.update`, or by what a compiler made of it."""
     tensors = (part.weights, part.first, part.second, part.gradient, part.low)
     betas, eps = part.settings.betas, part.settings.eps
 
@@ -83,11 +95,29 @@ def stepper(way: str, part: Partition) -> Callable[[], None]:
     return step
 
 
-def _by_torch(part: Partition, *, unscales_itself: bool) -> Callable[[], None]:
+def torch_adamw(part: Partition) -> Any:
+    """Torch's fused AdamW of the partition."""
     lr, betas, eps, decay, _ = part.settings
-    optimizer: Any = torch.optim.AdamW(
-        [part.weights], lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
-    )
+    weights = [part.weights]
+    return torch.optim.AdamW(weights, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True)
+
+
+def deepspeed_adamw(part: Partition) -> Any:
+    """DeepSpeed's, whose extension is built when first used. Raises NotHereError."""
+    lr, betas, eps, decay, _ = part.settings
+    try:
+        from deepspeed.ops.adam import FusedAdam
+
+        return FusedAdam([part.weights], lr=lr, betas=betas, eps=eps, weight_decay=decay)
+    except Exception as error:  # of many kinds: no nvcc, another CUDA, no ninja, a failed build
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NotHereError(f"DeepSpeed cannot build its extension here: {reason}") from error
+
+
+def by_optimizer(
+    part: Partition, optimizer: Any, *, unscales_itself: bool = False
+) -> Callable[[], None]:
+    """Steps by an optimizer between passes that unscale, clip and round."""
     part.weights.grad = part.gradient
     never = torch.zeros((), device=part.weights.device)
 

@@ -2,14 +2,25 @@
 
 import importlib.util
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.ops.adam import fused_adam
 from torch import Tensor
 
 from benchmarks.kernels import line, timed
 from benchmarks.operations import OPERATIONS, NotHereError
-from benchmarks.sweep.optimizer_step import AdamW, Factors, Partition, stepper
+from benchmarks.sweep.optimizer_step import (
+    AdamW,
+    Factors,
+    Partition,
+    by_optimizer,
+    deepspeed_adamw,
+    in_one_pass,
+    stepper,
+)
+from runtime.one_pass import update
 from tests.model.kernels.interpreted.closeness import assert_close
 from tests.processes import run
 
@@ -55,9 +66,55 @@ def check(way: str, make: Callable[[str, Partition], Callable[[], None]], low: t
     assert not torch.equal(part.low, weights.to(low))
 
 
-@pytest.mark.parametrize("way", ["eager", "one pass", "torch"])
+@pytest.mark.parametrize("way", ["eager", "torch"])
 def test_ways_without_a_compiler(way: str) -> None:
     check(way, stepper, torch.bfloat16)
+
+
+def test_one_pass_without_a_compiler() -> None:
+    check("one pass", lambda way, part: in_one_pass(part, update), torch.bfloat16)
+
+
+def test_a_way_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 'one pass', expected one of eager, torch"):
+        stepper("one pass", Partition(torch.zeros(8), torch.bfloat16, SETTINGS))
+
+
+class TestDeepSpeed:
+    """Its FusedAdam, whose CUDA extension is built when first used."""
+
+    def test_it_is_left_out_on_a_cpu(self) -> None:
+        part = Partition(torch.zeros(8), torch.bfloat16, SETTINGS)
+        with pytest.raises(NotHereError, match="runs on a GPU only"):
+            stepper("DeepSpeed FusedAdam", part)
+
+    def test_it_is_left_out_where_it_cannot_be_built(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail() -> None:
+            raise OSError("CUDA_HOME does not exist\nand more")
+
+        monkeypatch.setattr(fused_adam, "FusedAdamBuilder", lambda: SimpleNamespace(load=fail))
+        part = Partition(torch.zeros(8), torch.bfloat16, SETTINGS)
+        with pytest.raises(NotHereError, match=r"here: CUDA_HOME does not exist$"):
+            deepspeed_adamw(part)
+
+    def test_it_is_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        built = SimpleNamespace(multi_tensor_adam=extension)
+        builder = SimpleNamespace(load=lambda: built)
+        monkeypatch.setattr(fused_adam, "FusedAdamBuilder", lambda: builder)
+        check(
+            "deepspeed", lambda way, part: by_optimizer(part, deepspeed_adamw(part)), torch.bfloat16
+        )
+
+
+def extension(_: int, __: Tensor, tensors: list[list[Tensor]], *constants: float) -> None:
+    """What csrc/adam/multi_tensor_adam.cu of DeepSpeed computes."""
+    lr, beta1, beta2, eps, step, is_adamw, corrects_bias, decay = constants
+    assert (is_adamw, corrects_bias) == (1, 1)
+    for gradient, weight, first, second in zip(*tensors, strict=True):
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (second / (1 - beta2**step)).sqrt() + eps
+        weight.sub_(lr * (first / (1 - beta1**step) / root + decay * weight))
 
 
 @pytest.mark.slow
@@ -114,5 +171,6 @@ def test_a_step_is_one_time_in_the_table() -> None:
     )
     assert timed(case, torch.device("cpu"), 2, backward=True) > 0
     row = {"op": "optimizer_step", "shape": {"n": 100}, "way": "eager", "both_ms": 2.0}
-    told = line({**row, "both_min_ms": 1.0, "peak_mb": 0.5})
-    assert told == "| optimizer_step | n=100 | eager | – | 2.000 | 1.000 | 0.5 |"
+    more = {"both_min_ms": 1.0, "peak_mb": 0.5, "bytes_moved": 2_960_000, "of_copy": 0.25}
+    told = line({**row, **more})
+    assert told == "| optimizer_step | n=100 | eager | – | 2.000 | 1.000 | 0.5 | 3.0 | 25 % |"
