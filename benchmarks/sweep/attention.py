@@ -1,5 +1,6 @@
 """Attention by every back-end of torch, forward and backward: causal, with prefixes, packed."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from benchmarks.sweep.timing import median_seconds
+from benchmarks.sweep.timing import Times, alternate, is_over
 from model.bands import Rule, rule
 
 _BACKENDS = {
@@ -57,45 +58,86 @@ class Seen(NamedTuple):
         return cls(sees, mask, bounds, int(mask.sum()))
 
 
-def rows(device: torch.device, *, is_dry: bool) -> Iterator[dict[str, Any]]:
-    """TFLOP/s of each back-end, counting only the pairs that are seen."""
+def rows(
+    device: torch.device, *, is_dry: bool, until: float = math.inf
+) -> Iterator[dict[str, Any]]:
+    """TFLOP/s of each back-end, counting only the pairs that are seen; back-ends take turns.
+
+    until: of `time.monotonic`; what is not measured by then is named in a last row.
+    """
     lengths = (64,) if is_dry else (1024, 2048, 8192)
-    shapes = ((64, 12), (128, 16))
-    cases = [("causal", shape, length) for shape in shapes for length in lengths]
-    cases += [(kind, shapes[-1], lengths[-1]) for kind in ("prefix", "documents")]
-    for kind, (head_dim, heads), length in cases:
-        batch_size = 1 if is_dry else _TOKENS // length
-        packed = torch.randn(
-            *(batch_size, length, 3, heads, head_dim), device=device, dtype=torch.bfloat16
-        )
-        seen = Seen.of(kind, batch_size, length, device)
-        for name in _ON[kind]:
-            row = {"backend": name, "sees": kind, "T": length, "hd": head_dim, "H": heads}
-            row["B"] = batch_size
-            try:
-                yield row | _rates(_call(name, packed, seen), packed, seen.pairs, device)
-            except Exception as error:  # whatever a back-end says to this device or shape
-                yield row | {"failed": str(error).strip().splitlines()[0][:120]}
+    narrow, wide = (64, 12), (128, 16)
+    # First what our steps compute, for a sweep that runs out of time.
+    cases = [("causal", narrow, lengths[0])]
+    cases += [(kind, wide, lengths[-1]) for kind in ("documents", "prefix")]
+    cases += [("causal", wide, length) for length in lengths]
+    cases += [("causal", narrow, length) for length in lengths[1:]]
+    for number, (kind, shape, length) in enumerate(cases):
+        if is_over(until):
+            yield {"left_out": f"{len(cases) - number} shapes: the part's time was over"}
+            return
+        yield from _compare(kind, shape, 1 if is_dry else _TOKENS // length, length, device, until)
 
 
-def _rates(
-    call: Callable[[], Tensor], packed: Tensor, pairs: int, device: torch.device
-) -> dict[str, float]:
-    heads, head_dim = packed.shape[-2:]
-    packed.requires_grad_()
+def _compare(
+    kind: str,
+    shape: tuple[int, int],
+    batch_size: int,
+    length: int,
+    device: torch.device,
+    until: float,
+) -> Iterator[dict[str, Any]]:
+    head_dim, heads = shape
+    packed = torch.randn(
+        *(batch_size, length, 3, heads, head_dim), device=device, dtype=torch.bfloat16
+    ).requires_grad_()
+    seen = Seen.of(kind, batch_size, length, device)
+    told = {"sees": kind, "T": length, "hd": head_dim, "H": heads, "B": batch_size}
+    calls: dict[str, Callable[[], None]] = {}
+    for name in _ON[kind]:
+        try:
+            passes = _passes(_call(name, packed, seen), packed)
+            for call in passes.values():
+                call()
+        except Exception as error:  # whatever a back-end says to this device or shape
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            yield {"backend": name, **told, "failed": reason[0][:120]}
+        else:
+            calls |= {f"{name} {what}": call for what, call in passes.items()}
+    found = alternate(calls, device, until=until) if calls else {}
+    flops = 4 * heads * head_dim * seen.pairs
+    for name in _ON[kind]:
+        if f"{name} forward" in found:
+            times = found[f"{name} forward"], found[f"{name} both"]
+            yield {"backend": name, **told, **_rates(*times, flops)}
+
+
+def _passes(call: Callable[[], Tensor], packed: Tensor) -> dict[str, Callable[[], None]]:
+    """Forward by itself, and with the backward pass."""
     gradient = torch.randn_like(call())
+
+    def forward() -> None:
+        with torch.no_grad():
+            call()
 
     def both() -> None:
         packed.grad = None
         call().backward(gradient)
 
-    with torch.no_grad():
-        forward = median_seconds(call, device)
-    backward = median_seconds(both, device) - forward
-    flops = 4 * heads * head_dim * pairs
-    return {
-        "forward_tflops": flops / forward / 1e12,
-        "backward_tflops": 2.5 * flops / max(backward, 1e-9) / 1e12,
+    return {"forward": forward, "both": both}
+
+
+def _rates(forward: Times, both: Times, flops: int) -> dict[str, Any]:
+    backward = [b - f for b, f in zip(both.turns, forward.turns, strict=True)]
+    spent = {"forward": (forward, flops), "backward": (Times(backward), 2.5 * flops)}
+    found: dict[str, Any] = {}
+    for name, (times, count) in spent.items():
+        found[f"{name}_tflops"] = count / max(times.median, 1e-9) / 1e12
+        found[f"{name}_tflops_best"] = count / max(times.minimum, 1e-9) / 1e12
+    return found | {
+        "both_ms": both.median * 1e3,
+        "both_min_ms": both.minimum * 1e3,
+        "turns": len(both.turns),
     }
 
 

@@ -1,144 +1,165 @@
 """Training steps of one model: rate, memory, and what the time goes to."""
 
+import gc
 import importlib
+import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
+from torch import Tensor
 
+from benchmarks.sweep.bare_step import bare_step
 from benchmarks.sweep.models import DRY_MODELS, MODELS, Model
-from benchmarks.sweep.timing import median_seconds, wait
-from model import build, float8
+from benchmarks.sweep.prepared import Prepared, Variant
+from benchmarks.sweep.timing import Times, alternate, is_over, wait
 from model.flops import mfu, parameters
-from model.init import parameter_groups
-from model.kernels import linear_cross_entropy
-from runtime.optim import build_optimizer
-from runtime.sections import Optim, Parallel
+from model.heads import LanguageModel
+from runtime.errors import UserError
 
-_OPTIM = Optim()
-
-# Parts of kernels' names, in this order; what has none is elementwise.
+# Parts of kernels' names, in this order; what has none is elementwise. The compiler names a kernel
+# after what it computes: only the optimizer's update has a lerp or an addcmul.
 _KINDS = {
     "attention": ("flash", "fmha", "attention", "sdpa", "cudnn_generated", "_bwd_dkdv"),
     "gemm": ("gemm", "nvjet", "cutlass", "cublas", "splitk", "::mm", "addmm", "::linear"),
-    "optimizer": ("adam", "multi_tensor", "foreach", "norm_two_ops", "lpnorm"),
+    "optimizer": ("adam", "multi_tensor", "foreach", "norm_two_ops", "lpnorm", "addcmul", "lerp"),
 }
 
+Row = dict[str, Any]
 
-def rows(device: torch.device, name: str, *, is_dry: bool) -> Iterator[dict[str, Any]]:
-    """Step the model of that name, with the largest batch that fits."""
+
+class _Ready(NamedTuple):
+    """A step that ran, and what its first runs told."""
+
+    prepared: Prepared
+    row: Row
+    first_s: float  # of the first step, which compiles
+
+
+def rows(
+    device: torch.device, name: str, *, is_dry: bool, until: float = math.inf
+) -> Iterator[Row]:
+    """Step the model of that name by each of its kernels, with the largest batch that fits.
+
+    until: of `time.monotonic`; turns that would begin later are left out. A row that has the key
+    `continues` adds to the one of its kernels.
+    """
     model = next(m for m in (DRY_MODELS if is_dry else MODELS) if m.name == name)
     for recompute in model.recompute:
         for size in model.batch_sizes:
+            ready: list[_Ready] | None
             tried = {"model": name, "batch_size": size, "seq_len": model.seq_len}
-            tried["precision"] = model.precision
-            tried["recompute"] = recompute
+            tried |= {"precision": model.precision, "recompute": recompute}
             try:
-                yield tried | _measure(model, size, recompute, device, is_dry=is_dry)
-                return
+                ready, found = _measure(model, size, recompute, device, until)
             except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
+                ready = None
+            if ready is None:  # here, where the error no longer holds the model
                 yield tried | {"failed": "out of memory"}
+                torch._dynamo.reset()  # another size would be compiled for sizes of any kind
+                continue
+            yield from (tried | row for row in found)
+            for one in ready:
+                told = {"continues": True, "kernels": one.row["kernels"]}
+                yield told | _split_up(one, device, until)
+            return
 
 
 def _measure(
-    model: Model, size: int, recompute: str, device: torch.device, *, is_dry: bool
-) -> dict[str, Any]:
-    torch.manual_seed(0)
-    config, head = model.config(), "masked_lm" if model.predicted < 1 else "causal_lm"
-    # Drawn where they will be: on the host 7 billion numbers take minutes.
-    with torch.device(device):
-        net = build(config, head)
-    net.trunk.set_recompute(recompute)
-    net.trunk.splits_documents = False
-    if model.precision == "fp8":
-        float8.use_in(net.trunk, emulate=device.type == "cpu")
-    for block in net.trunk.blocks:
-        block.forward = torch.compile(block.forward)
-    batch = model.batch(size, device)
-    step, engine = _step(net, batch, device)
+    model: Model, size: int, recompute: str, device: torch.device, until: float
+) -> tuple[list[_Ready], list[Row]]:
+    """The steps, ready to be looked into, and their rows. Raises OutOfMemoryError."""
+    ready: list[_Ready] = []
+    found: list[Row] = []
+    for kernels in model.kernels:
+        told = {"kernels": kernels}
+        try:
+            ready.append(_make_ready(model, Variant(size, recompute, kernels), device))
+        except (ImportError, ValueError, UserError) as error:  # what it needs is not here
+            found.append(told | {"left_out": str(error).splitlines()[0]})
+        except Exception as error:
+            if not ready:
+                raise
+            found.append(told | {"failed": (str(error).splitlines() or [""])[0][:120]})
+    calls = {one.row["kernels"]: one.prepared.step for one in ready}
+    times = alternate(calls, device, repeats=3, until=until) if calls else {}
+    done = [_rates(model, one, times[one.row["kernels"]], device) for one in ready]
+    return ready, [*done, *found]
+
+
+def _make_ready(model: Model, variant: Variant, device: torch.device) -> _Ready:
+    on_gpu = device.type == "cuda"
+    _clear(device)
+    held = torch.cuda.memory_reserved() if on_gpu else 0  # by a step that it takes turns with
     start = time.perf_counter()
-    step()
+    prepared = _prepare(model, variant, device)
+    built = time.perf_counter()
+    prepared.step()
     wait(device)
-    first = time.perf_counter() - start
-    if device.type == "cuda":
+    first = time.perf_counter() - built
+    row: Row = {"kernels": variant.kernels, **prepared.told, "build_s": built - start}
+    row["memory_gb"] = None
+    if on_gpu:
+        torch.cuda.empty_cache()  # what compiling left
         torch.cuda.reset_peak_memory_stats()
-    seconds = median_seconds(step, device, repeats=3, turns=3 if is_dry else 5)
-    reserved = torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else None
-    rate = size * model.seq_len / seconds
+        prepared.step()
+        wait(device)
+        row["memory_gb"] = (torch.cuda.max_memory_reserved() - held) / 1e9
+    return _Ready(prepared, row, first)
+
+
+def _prepare(model: Model, variant: Variant, device: torch.device) -> Prepared:
+    """A step through our engine, or without DeepSpeed where it cannot be imported."""
+    try:
+        importlib.import_module("deepspeed")  # our engine imports it only when it is made
+        from benchmarks.sweep.engine_step import engine_step
+    except ImportError as error:
+        return bare_step(model, variant, device, f"no {error.name}")
+    return engine_step(model, variant, device)
+
+
+def _rates(model: Model, ready: _Ready, times: Times, device: torch.device) -> Row:
+    config, seconds = model.config(), times.median
+    rate = ready.prepared.batch["input_ids"].numel() / seconds
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     length = model.document or model.seq_len
-    used = mfu(rate, config, length, name, head=head, predicted_fraction=model.predicted)
+    used = mfu(rate, config, length, name, head=model.head, predicted_fraction=model.predicted)
     return {
-        "engine": engine,
-        "parameters": parameters(config, head),
+        **ready.row,
+        "parameters": parameters(config, model.head),
         "tokens_per_second": rate,
         "step_ms": seconds * 1e3,
+        "step_min_ms": times.minimum * 1e3,
+        "turns": len(times.turns),
         "mfu": used and used.full,
         "mfu_causal": used and used.causal,
-        "memory_gb": reserved,
-        "compile_s": first - seconds,
-        "shares": _shares(step, device),
-        "head_alone": _head_seconds(net, batch, device) / seconds,
+        "compile_s": ready.first_s - seconds,
+        "step_turns_s": times.turns,
     }
 
 
-def _step(net: Any, batch: dict[str, Any], device: torch.device) -> tuple[Callable[[], None], str]:
-    """A step through our engine, or without DeepSpeed where it is not installed."""
+def _split_up(ready: _Ready, device: torch.device, until: float) -> Row:
+    """What a step's time goes to; nothing where there is no time left to look."""
+    found: Row = {"shares": None, "head_alone_ms": None, "head_alone_min_ms": None}
     try:
-        importlib.import_module("deepspeed")  # the engine imports it only when it is made
-        from runtime import dist
-        from runtime.deepspeed_config import deepspeed_config
-        from runtime.engine import Engine
-    except ImportError as error:
-        return _bare_step(net, batch), f"bare loop ({error.name} is not installed)"
-    ranks = _ranks(dist, device)
-    config = deepspeed_config(
-        Parallel(zero_stage=1),
-        "bf16",
-        micro_batch_size=batch["input_ids"].shape[0],
-        accumulation_steps=1,
-        world_size=1,
-        max_grad_norm=_OPTIM.max_grad_norm,
-        device_type=device.type,
-        parameters=sum(p.numel() for p in net.parameters()),
-    )
-    optimizer = build_optimizer(parameter_groups(net, _OPTIM.weight_decay), _OPTIM)
-    engine = Engine(net, optimizer, config, ranks)
-    return (
-        lambda: engine.train_step([batch], lambda module, b: module(**b).loss, 1e-4) and None,
-        "ZeRO-1",
-    )
+        if not is_over(until):
+            found["shares"] = _shares(ready.prepared.step, device)
+        if not is_over(until):
+            times = head_times(ready.prepared, device, until)
+            found["head_alone_ms"] = times.median * 1e3
+            found["head_alone_min_ms"] = times.minimum * 1e3
+    except torch.OutOfMemoryError:
+        pass
+    return found
 
 
-def _ranks(dist: Any, device: torch.device) -> Any:
-    """The process group, which outlives a batch that did not fit."""
-    if torch.distributed.is_initialized():
-        return dist.Ranks(0, 0, 1, dist.resolve_device(device.type))
-    return dist.init(device.type, timeout_s=600)
-
-
-def _bare_step(net: Any, batch: dict[str, Any]) -> Callable[[], None]:
-    groups = parameter_groups(net, _OPTIM.weight_decay)
-    masters = {p: p.detach().clone() for p in net.parameters()}
-    for group in groups:
-        group["params"] = [masters[p] for p in group["params"]]
-    net.to(torch.bfloat16)
-    optimizer = build_optimizer(groups, _OPTIM)
-    low, high = list(masters), list(masters.values())
-
-    def step() -> None:
-        net(**batch).loss.backward()
-        for parameter, master in masters.items():
-            master.grad, parameter.grad = parameter.grad.float(), None
-        torch.nn.utils.clip_grad_norm_(high, _OPTIM.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_copy_(low, high)
-
-    return step
+def _clear(device: torch.device) -> None:
+    """Let go of the memory of a model that did not fit."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _shares(step: Callable[[], None], device: torch.device) -> dict[str, float]:
@@ -161,20 +182,24 @@ def _shares(step: Callable[[], None], device: torch.device) -> dict[str, float]:
     return {kind: value / whole for kind, value in spent.items()}
 
 
-def _head_seconds(net: Any, batch: dict[str, Any], device: torch.device) -> float:
-    """Seconds that output matrix and loss take by themselves, forward and backward."""
-    wanted = batch["targets"].flatten()
-    wanted = wanted[batch["rows"]] if "rows" in batch else wanted
-    weight = net.output_weight().detach().to(torch.bfloat16).requires_grad_()
-    hidden = torch.randn(len(wanted), weight.shape[1], device=device, dtype=torch.bfloat16)
-    hidden.requires_grad_()
+def head_times(prepared: Prepared, device: torch.device, until: float = math.inf) -> Times:
+    """Times of all that follows the trunk in the step's own model, forward and backward."""
+    net, batch = prepared.net, prepared.batch
+    assert isinstance(net, LanguageModel)
+    matrix, dtype = net.output_weight(), net.output_weight().dtype
+    # By themselves, so that no gradient reaches the engine's hooks.
+    leaves = {
+        name: parameter.detach().requires_grad_()
+        for name, parameter in net.named_parameters()
+        if parameter is matrix or not name.startswith("trunk.")
+    }
+    hidden = torch.randn(
+        *batch["input_ids"].shape, net.config.d_model, device=device, dtype=dtype
+    ).requires_grad_()
 
-    def both() -> None:
-        hidden.grad = weight.grad = None
-        scored = linear_cross_entropy.loss(hidden, weight, wanted, vocab_size=net.config.vocab_size)
-        scored.loss.backward()
+    def head() -> tuple[Tensor, ...]:
+        with mock.patch.object(net.trunk, "forward", return_value=hidden):
+            loss = torch.func.functional_call(net, leaves, kwargs=batch).loss
+        return torch.autograd.grad(loss, (hidden, *leaves.values()))
 
-    try:
-        return median_seconds(both, device, repeats=3, turns=3)
-    except torch.OutOfMemoryError:
-        return float("nan")
+    return alternate({"head": head}, device, repeats=3, until=until)["head"]

@@ -1,6 +1,5 @@
 """The benchmarks of speed run from end to end on tiny shapes, and judge what they measured."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.h200 import run_part
 from benchmarks.kernels import run as measure_once
 from benchmarks.operations import OPERATIONS
 from benchmarks.peers.report import targets
-from benchmarks.sweep.models import DRY_MODELS
-from benchmarks.sweep.steps import _head_seconds
-from model import build
 from tests.processes import run
 
 
@@ -81,29 +76,3 @@ def test_the_loss_is_computed_by_each_way_that_needs_no_compiler() -> None:
             *(float(leaf.grad.norm()) for leaf in case.leaves),
         ]
     assert found["ours"] == pytest.approx(found["eager"], rel=1e-5)
-
-
-def test_the_head_of_a_swept_model_is_timed() -> None:
-    model = DRY_MODELS[0]
-    net, cpu = build(model.config()), torch.device("cpu")
-    assert _head_seconds(net, model.batch(2, cpu), cpu) > 0
-
-
-def test_a_part_of_a_sweep_reports_its_rows(tmp_path: Path) -> None:
-    words = ["benchmarks/h200.py", "--dry-run", "--results", str(tmp_path), "--parts", "gemm"]
-    status, output = run(words)
-    assert status == 0, output
-    found = json.loads((tmp_path / "h200_dry.json").read_text())["parts"]["gemm"]
-    assert found["status"] == 0
-    assert len(found["rows"]) == 21
-    status, output = run([*words, "--minutes", "0"])
-    assert status == 0, output
-    found = json.loads((tmp_path / "h200_dry.json").read_text())["parts"]["gemm"]
-    assert found["status"] == "no time was left"
-
-
-def test_a_part_that_takes_too_long_is_ended() -> None:
-    options = argparse.Namespace(dry_run=True, peers=None)
-    found = run_part("attention", 0.3, options)
-    assert found["status"] == "time is over"
-    assert found["rows"] == []
