@@ -318,7 +318,9 @@ def write(
         "versions": provenance.versions(),
     }
     content = {"settings": settings, "rows": table, "targets": targets(table)}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    whole = path.with_suffix(".tmp")  # a sweep that ends this process must not lose all rows
+    whole.write_text(json.dumps(content, indent=1) + "\n")
+    whole.replace(path)
 
 
 if __name__ == "__main__":

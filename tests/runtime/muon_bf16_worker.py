@@ -135,6 +135,8 @@ def trained(stage: int, accumulation: int, ranks: dist.Ranks) -> Engine:
 def main() -> int:
     """Every stage and accumulation."""
     ranks = dist.init("cpu", 60)
+    # oneDNN may add up in another order where a batch has another size.
+    torch.backends.mkldnn.set_flags(False)
     want = reference()
     for stage in (1, 2, 3):
         for accumulation in (1, 4):
