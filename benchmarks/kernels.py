@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,17 @@ def timed(case: Case, device: torch.device, repeats: int, *, backward: bool) -> 
 
 
 def cases(
-    operation: Operation, shape: dict[str, int], dtype: torch.dtype, device: torch.device
+    operation: Operation,
+    shape: dict[str, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    skipped: Collection[str],
 ) -> tuple[dict[str, Case], dict[str, str]]:
     """Every way to compute an operation that works here, warmed up; and why the others do not."""
-    found, left_out = {}, {}
+    found, left_out = {}, dict.fromkeys(skipped, "skipped")
     for way in operation.ways:
+        if way in skipped:
+            continue
         torch.manual_seed(0)
         try:
             case = operation.case(way, shape, dtype, device)
@@ -165,7 +171,8 @@ def measure(options: argparse.Namespace, ceiling: float) -> Iterator[dict[str, A
         for shape in operation.shapes(options.size):
             moved = operation.bytes_moved(shape, dtype.itemsize)
             about = {"op": name, "shape": shape, "bytes_moved": moved}
-            found, left_out = cases(operation, shape, dtype, device)
+            skipped = [way for way in operation.ways if way in options.skip]
+            found, left_out = cases(operation, shape, dtype, device, skipped)
             spent = times(found, options, device) if found else {}
             for way, reason in left_out.items():
                 yield {**about, "way": way, "left_out": reason}
@@ -245,6 +252,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", type=lambda text: text.split(","), default=list(OPERATIONS))
+    parser.add_argument("--skip", type=lambda text: text.split(","), default=[], metavar="WAYS")
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--size", choices=["cpu", "cuda", "dry"], help="default: as the device")
