@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if unknown := set(options.parts or ()) - set(PARTS):
+        parser.error(f"--parts: no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if options.part:
         for package in filter(None, options.without):
             sys.modules[package] = None  # type: ignore[assignment]

@@ -128,12 +128,15 @@ def _passes(call: Callable[[], Tensor], packed: Tensor) -> dict[str, Callable[[]
 
 
 def _rates(forward: Times, both: Times, flops: int) -> dict[str, Any]:
-    backward = [b - f for b, f in zip(both.turns, forward.turns, strict=True)]
-    spent = {"forward": (forward, flops), "backward": (Times(backward), 2.5 * flops)}
-    found: dict[str, Any] = {}
-    for name, (times, count) in spent.items():
-        found[f"{name}_tflops"] = count / max(times.median, 1e-9) / 1e12
-        found[f"{name}_tflops_best"] = count / max(times.minimum, 1e-9) / 1e12
+    backward = Times([b - f for b, f in zip(both.turns, forward.turns, strict=True)]).median
+    least = both.minimum - forward.minimum
+    found: dict[str, Any] = {
+        "forward_tflops": flops / forward.median / 1e12,
+        "forward_tflops_best": flops / forward.minimum / 1e12,
+        # None where noise hides it.
+        "backward_tflops": 2.5 * flops / backward / 1e12 if backward > 0 else None,
+        "backward_tflops_best": 2.5 * flops / least / 1e12 if least > 0 else None,
+    }
     return found | {
         "both_ms": both.median * 1e3,
         "both_min_ms": both.minimum * 1e3,

@@ -78,7 +78,9 @@ def _measure(
         try:
             ready.append(_make_ready(model, Variant(size, recompute, kernels), device))
         except (ImportError, ValueError, UserError) as error:  # what it needs is not here
-            found.append(told | {"left_out": str(error).splitlines()[0]})
+            found.append(told | {"left_out": (str(error).splitlines() or [""])[0]})
+        except torch.OutOfMemoryError:
+            raise  # the smaller batch is tried, for both
         except Exception as error:
             if not ready:
                 raise
@@ -162,6 +164,15 @@ def _clear(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def kind_of(kernel: str) -> str:
+    """Of which kind a kernel, or an operator, is by its name."""
+    name = kernel.lower()
+    # The compiler's own, pointwise or reducing, bear names of products whose results they use.
+    is_made = name.startswith(("triton_poi", "triton_per", "triton_red"))
+    kinds = {"optimizer": _KINDS["optimizer"]} if is_made else _KINDS
+    return next((k for k, parts in kinds.items() if any(p in name for p in parts)), "elementwise")
+
+
 def _shares(step: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Share of each kind of kernel in the time that the device worked."""
     on_gpu = device.type == "cuda"
@@ -172,12 +183,12 @@ def _shares(step: Callable[[], None], device: torch.device) -> dict[str, float]:
         wait(device)
     spent = dict.fromkeys((*_KINDS, "elementwise"), 0.0)
     for event in profiler.key_averages():
-        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
-            continue  # an operator, whose kernels are counted themselves
+        # An operator, or a stretch with a name: their kernels are counted themselves.
+        is_kernel = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_gpu and (not is_kernel or event.is_user_annotation):
+            continue
         time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        lowered = event.key.lower()
-        kind = next((k for k, parts in _KINDS.items() if any(p in lowered for p in parts)), None)
-        spent[kind or "elementwise"] += time_us
+        spent[kind_of(event.key)] += time_us
     whole = sum(spent.values()) or 1.0
     return {kind: value / whole for kind, value in spent.items()}
 

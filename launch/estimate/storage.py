@@ -13,7 +13,7 @@ from runtime.sections import Checkpoint
 
 DISK_BANDWIDTH = 1e9  # bytes/s of all ranks together, where nobody says; NVMe writes 1 to 5 GB/s
 _SLOWER, _FASTER = 3.0, 3.0  # a network file system; several drives
-_FILE_BYTES = 5e9  # of weights, at most: model.hf.shards.MAX_SHARD_BYTES
+_FILE_BYTES = 5 * 10**9  # of weights, at most: model.hf.shards.MAX_SHARD_BYTES
 
 
 class Size(NamedTuple):
@@ -32,11 +32,8 @@ class Size(NamedTuple):
 
         States are divided evenly; of the files every n-th is one rank's (model.hf.shards.Part).
         """
-        files = math.ceil(self.weights / _FILE_BYTES)
-        own = math.ceil(files / n_ranks) * _FILE_BYTES
-        if (files - 1) % n_ranks == 0:  # the last file, which need not be full, is the first rank's
-            own -= files * _FILE_BYTES - self.weights
-        return self.states / n_ranks + own
+        starts = range(0, math.ceil(self.weights), n_ranks * _FILE_BYTES)
+        return self.states / n_ranks + sum(min(_FILE_BYTES, self.weights - s) for s in starts)
 
 
 class Saves(NamedTuple):

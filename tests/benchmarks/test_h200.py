@@ -131,6 +131,7 @@ def test_steps_are_swept_without_deepspeed_and_without_a_compiler(tmp_path: Path
 
 
 @pytest.mark.nightly  # minutes: each step compiles
+@pytest.mark.timeout(900)
 def test_steps_are_compiled_without_deepspeed_too(tmp_path: Path) -> None:
     words = ["--without", "deepspeed", "--parts", "steps:124M,steps:7B,steps:BERT-base"]
     parts = dry_run(tmp_path, *words, timeout=550)

@@ -82,10 +82,11 @@ def test_shapes_on_a_cpu_are_of_real_size() -> None:
 
 def test_rows_say_what_was_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     operation = OPERATIONS["gelu"]
-    monkeypatch.setattr(operation, "ways", ("eager", "in place"))
+    monkeypatch.setattr(operation, "ways", ("eager", "compiled", "in place"))
     given = {"ops": ["gelu"], "size": "dry", "device": "cpu", "dtype": "fp32"}
-    options = argparse.Namespace(**given, turns=2, repeats=1, threads=1)
-    rows = list(measure(options, ceiling=1e9))
+    options = argparse.Namespace(**given, turns=2, repeats=1, threads=1, skip=["compiled"])
+    skipped, *rows = measure(options, ceiling=1e9)
+    assert (skipped["way"], skipped["left_out"]) == ("compiled", "skipped")
     assert [row["way"] for row in rows] == ["eager", "in place"]
     for row in rows:
         assert row["bytes_moved"] == 5 * 4 * 64 * 48  # read, written; read twice, written

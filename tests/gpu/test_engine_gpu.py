@@ -51,6 +51,7 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.timeout(1100)
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_packed_run_is_compiled_once(tmp_path: Path, stage: int) -> None:
     """Whatever documents a batch has; and it learns as one that is not compiled."""
