@@ -3,10 +3,10 @@
 Forward, and forward + backward, in turns: median and minimum; a step of the optimizer is one time.
 Also the bytes that must be moved ÷ time, as a share of what a large copy reaches: small where
 computing takes the time, and above 1 where tensors stay in a cache or are updated in place: what a
-copy writes is read first. Memory is the peak above
-inputs, weights and their gradients, below 0 where these take the inputs' place; on a CPU each way
-is measured in a process of its own, whose allocator gives back what is freed. Ways that are not
-installed, or that an operation lacks, are left out visibly.
+copy writes is read first. Memory is the peak above inputs, weights and their gradients, below 0
+where these take the inputs' place; on a CPU each way is measured in a process of its own, whose
+allocator gives back what is freed. Ways that are not installed, or that an operation lacks, are
+left out visibly.
 
     python benchmarks/kernels.py [--ops linear_cross_entropy] [--peers DIR] [--turns 9]
 
