@@ -3,10 +3,10 @@
 An operation makes a `Case` for each way to compute it, on inputs drawn from torch's generator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -58,16 +58,15 @@ def _leaf(*shape: int, dtype: torch.dtype, device: torch.device, std: float = 1.
     return drawn.to(dtype).requires_grad_()
 
 
-def _liger(module: str, name: str, device: torch.device) -> Any:
-    """Of Liger what is called so. Raises NotHereError."""
+@contextmanager
+def _liger(device: torch.device) -> Iterator[None]:
+    """Import from Liger in here. Raises NotHereError where it cannot run or lacks what is asked."""
     if device.type != "cuda":
         raise NotHereError("runs on a GPU only")
     try:
-        return getattr(import_module(f"liger_kernel.{module}"), name)
-    except ModuleNotFoundError as error:
+        yield
+    except ImportError as error:
         raise NotHereError(f"{error}; give --peers") from error
-    except AttributeError as error:
-        raise NotHereError(f"this liger-kernel has no {name}") from error
 
 
 # Our loss, by what turns logits into their gradient.
@@ -119,8 +118,9 @@ class LinearCrossEntropy:
 
 
 def _liger_cross_entropy(device: torch.device) -> Any:
-    losses = "transformers.fused_linear_cross_entropy"
-    module = _liger(losses, "LigerFusedLinearCrossEntropyLoss", device)()
+    with _liger(device):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    module = LigerFusedLinearCrossEntropyLoss()
     return lambda hidden, weight, targets: module(weight, hidden, targets)
 
 
@@ -175,8 +175,9 @@ def _plain_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Te
 
 
 def _liger_norm(device: torch.device) -> Any:
-    function = _liger("ops.fused_add_rms_norm", "LigerFusedAddRMSNormFunction", device)
-    return lambda x, residual, weight: function.apply(x, residual, weight, 1e-6)
+    with _liger(device):
+        from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+    return lambda x, residual, weight: LigerFusedAddRMSNormFunction.apply(x, residual, weight, 1e-6)
 
 
 class Rotary:
@@ -228,13 +229,14 @@ class Rotary:
 
 
 def _liger_turn(device: torch.device, angle: Tensor) -> Any:
-    function = _liger("ops.rope", "LigerRopeFunction", device)
+    with _liger(device):
+        from liger_kernel.ops.rope import LigerRopeFunction
     # (1, T, hd), as transformers has them; in fp32, as ours computes.
     cos, sin = (torch.cat((t, t), -1).squeeze(2) for t in (angle.cos(), angle.sin()))
 
     def turn(packed: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = packed.split((n_heads, n_kv_heads, n_kv_heads), dim=2)
-        q, k = function.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+        q, k = LigerRopeFunction.apply(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
         return q.transpose(1, 2), k.transpose(1, 2), v
 
     return turn
@@ -285,19 +287,25 @@ class Activation:
             return compiled
         if way in ("in place", "in place compiled"):
             return in_place.in_place(self.kind, compiled=way.endswith("compiled"))
-        if way == "liger packed":
-            apply = _liger("ops.swiglu", "LigerFusedGateUpSiLUMulFunction", device).apply
-            return lambda x: apply(x, True)  # in place
         if way not in self.ways:
             raise ValueError(f"way: got {way!r}, expected one of {', '.join(self.ways)}")
-        silu = self.kind == "swiglu"
-        name = "LigerSiLUMulFunction" if silu else "LigerGELUMulFunction"
-        found: Callable[..., Tensor] = _liger(f"ops.{self.kind}", name, device).apply
-        return found
+        return _liger_activation(way, self.kind, device)
 
     def bytes_moved(self, shape: Shape, itemsize: int) -> int:
         """The input read and the output written; both read again, and a gradient written."""
         return (3 * self._width(shape) + 2 * shape["d_ff"]) * shape["N"] * itemsize
+
+
+def _liger_activation(way: str, kind: str, device: torch.device) -> Callable[..., Tensor]:
+    with _liger(device):
+        from liger_kernel.ops.geglu import LigerGELUMulFunction
+        from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction, LigerSiLUMulFunction
+    if way == "liger packed":
+        return lambda x: LigerFusedGateUpSiLUMulFunction.apply(x, True)  # in place
+    found: Callable[..., Tensor] = (
+        LigerSiLUMulFunction.apply if kind == "swiglu" else LigerGELUMulFunction.apply
+    )
+    return found
 
 
 class OptimizerStep:
