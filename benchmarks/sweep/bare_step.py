@@ -27,7 +27,7 @@ def bare_step(model: Model, variant: Variant, device: torch.device, why: str) ->
     config, problem = model.config(), _why_not_compiled(device)
     net = draw(device, config, head=model.head)
     assert isinstance(net, LanguageModel)
-    net.trunk.set_recompute(variant.recompute)  # type: ignore[arg-type]
+    net.trunk.set_recompute(variant.recompute)
     net.set_kernels(variant.kernels)
     if model.precision == "fp8":
         float8.use_in(net.trunk, emulate=device.type == "cpu")

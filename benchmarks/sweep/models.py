@@ -8,6 +8,7 @@ from model import preset
 from model.config import ModelConfig
 from model.heads import IGNORE_INDEX
 from model.kernels import Kernels
+from model.memory import Recompute
 
 _GPT2 = {"vocab_size": 50304}
 
@@ -20,7 +21,7 @@ class Model(NamedTuple):
     overrides: dict[str, Any]
     seq_len: int
     batch_sizes: tuple[int, ...]  # sequences; the next where one does not fit
-    recompute: tuple[str, ...] = ("none",)  # likewise, tried first
+    recompute: tuple[Recompute, ...] = ("none",)  # likewise, tried first
     document: int = 0  # tokens of each document of a packed row; 0: rows are one text
     predicted: float = 1.0
     precision: str = "bf16"

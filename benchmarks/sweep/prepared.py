@@ -9,13 +9,14 @@ from torch import Tensor
 from model import build
 from model.heads import Model
 from model.kernels import Kernels
+from model.memory import Recompute
 
 
 class Variant(NamedTuple):
     """How a model is stepped."""
 
     batch_size: int  # sequences
-    recompute: str  # as parallel.activation_checkpointing
+    recompute: Recompute  # as parallel.activation_checkpointing
     kernels: Kernels
 
 

@@ -17,6 +17,7 @@ from benchmarks.sweep.prepared import Prepared, Variant
 from benchmarks.sweep.timing import Times, alternate, is_over, wait
 from model.flops import mfu, parameters
 from model.heads import LanguageModel
+from model.memory import Recompute
 from runtime.errors import UserError
 
 # Parts of kernels' names, in this order; what has none is elementwise. The compiler names a kernel
@@ -68,7 +69,7 @@ def rows(
 
 
 def _measure(
-    model: Model, size: int, recompute: str, device: torch.device, until: float
+    model: Model, size: int, recompute: Recompute, device: torch.device, until: float
 ) -> tuple[list[_Ready], list[Row]]:
     """The steps, ready to be looked into, and their rows. Raises OutOfMemoryError."""
     ready: list[_Ready] = []

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from benchmarks.h200 import DRY_PARTS, MINUTES, PARTS, rows_of, run_part
+from benchmarks.sweep.attention import _rates
 from benchmarks.sweep.engine_step import config_of
 from benchmarks.sweep.models import DRY_MODELS, MODELS, Model
 from benchmarks.sweep.prepared import Prepared, Variant
-from benchmarks.sweep.steps import head_times
-from benchmarks.sweep.timing import TURNS, alternate
+from benchmarks.sweep.steps import head_times, kind_of
+from benchmarks.sweep.timing import TURNS, Times, alternate
 from model import build
 from pretrain.objectives.traits import layout_for
 from tests.processes import run
@@ -49,6 +50,30 @@ def numbers_of(value: Any) -> list[float]:
         inner = value.values() if isinstance(value, dict) else value
         return [number for one in inner for number in numbers_of(one)]
     return [value] if isinstance(value, int | float) else []
+
+
+def test_kinds_of_kernels_by_their_names() -> None:
+    assert kind_of("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_TNT") == "gemm"
+    assert kind_of("pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel") == "attention"
+    assert kind_of("triton_poi_fused_addmm_gelu_3") == "elementwise"  # reads what a product made
+    assert kind_of("triton_per_fused__scaled_dot_product_attention_1") == "elementwise"
+    assert kind_of("triton_poi_fused_addcmul_lerp_0") == "optimizer"
+
+
+def test_a_rate_that_noise_hides_is_none() -> None:
+    found = _rates(Times([1.0, 3.0, 2.0]), Times([4.0, 2.0, 1.0]), 10**12)
+    assert (found["forward_tflops"], found["forward_tflops_best"]) == (0.5, 1.0)
+    assert found["backward_tflops"] is None, "-1 s by the turns' median"
+    assert found["backward_tflops_best"] is None
+    found = _rates(Times([1.0, 1.0, 1.0]), Times([3.0, 3.0, 6.0]), 10**12)
+    assert (found["backward_tflops"], found["backward_tflops_best"]) == (1.25, 1.25)
+
+
+def test_a_part_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    words = ["benchmarks/h200.py", "--parts", "gem", "--results", str(tmp_path)]
+    status, output = run(words, timeout=60)
+    assert status == 2
+    assert "--parts: no gem; there are gemm, " in output
 
 
 def test_calls_take_turns() -> None:

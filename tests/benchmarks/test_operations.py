@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.in_place import GATED, as_in_the_model, in_place
-from benchmarks.kernels import install_liger, measure, timed
+from benchmarks.kernels import cases, install_liger, is_our_failure, measure, timed
 from benchmarks.kernels import run as run_once
 from benchmarks.operations import OPERATIONS, NotHereError
 from tests.model.kernels.interpreted.closeness import assert_close
@@ -92,6 +92,26 @@ def test_rows_say_what_was_moved(monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["bytes_moved"] == 5 * 4 * 64 * 48  # read, written; read twice, written
         share = row["bytes_moved"] / (row["both_ms"] / 1e3) / 1e9
         assert row["of_copy"] == pytest.approx(share)
+
+
+def test_a_way_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    operation = OPERATIONS["gelu"]
+    make = operation.case
+
+    def case(way, *arguments):
+        if way == "ours":
+            raise ValueError  # without a word, and of no kind that is expected
+        if way == "liger":
+            raise NotHereError("needs a GPU")
+        return make(way, *arguments)
+
+    monkeypatch.setattr(operation, "ways", ("ours", "liger", "eager"))
+    monkeypatch.setattr(operation, "case", case)
+    found, left_out = cases(operation, operation.shapes("dry")[0], torch.float32, CPU, [])
+    assert list(found) == ["eager"]
+    assert left_out == {"ours": "fails: ValueError", "liger": "needs a GPU"}
+    failing = [w for w, why in left_out.items() if is_our_failure({"way": w, "left_out": why})]
+    assert failing == ["ours"]
 
 
 def test_gradients_that_flow_back_are_made_once() -> None:
