@@ -103,13 +103,16 @@ def test_a_way_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> 
             raise ValueError  # without a word, and of no kind that is expected
         if way == "liger":
             raise NotHereError("needs a GPU")
+        if way == "torch":
+            raise RuntimeError("not on this device")
         return make(way, *arguments)
 
-    monkeypatch.setattr(operation, "ways", ("ours", "liger", "eager"))
+    monkeypatch.setattr(operation, "ways", ("ours", "liger", "torch", "eager"))
     monkeypatch.setattr(operation, "case", case)
     found, left_out = cases(operation, operation.shapes("dry")[0], torch.float32, CPU, [])
     assert list(found) == ["eager"]
-    assert left_out == {"ours": "fails: ValueError", "liger": "needs a GPU"}
+    told = {"ours": "fails: ValueError", "torch": "fails: not on this device"}
+    assert left_out == {**told, "liger": "needs a GPU"}
     failing = [w for w, why in left_out.items() if is_our_failure({"way": w, "left_out": why})]
     assert failing == ["ours"]
 
