@@ -12,6 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -173,7 +174,9 @@ class _Step:
     def wait(self) -> int:
         """The worst exit status of the tasks."""
         assert self._process is not None
-        code = self._process.wait()
+        # A wait with a limit looks every 50 ms: a signal that comes just before a wait without one
+        # is handled only when the step has ended by itself.
+        code = self._process.wait(threading.TIMEOUT_MAX)
         return 128 - code if code < 0 else code
 
 

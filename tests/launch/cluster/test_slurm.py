@@ -20,7 +20,7 @@ SCRIPT = str(ROOT / "launch/pretrain.sh")
 # Each keeps its words. `srun` ends as it is told, after a checkpoint where it is told to make one.
 PROGRAM = """\
 #!{python}
-import json, os, signal, sys, time
+import json, os, signal, sys
 name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
 with open({folder!r} + "/called", "a") as file:
     file.write(json.dumps([name, *words]) + "\\n")
@@ -34,9 +34,11 @@ elif name == "srun":
     if step := os.environ.get("SAVES"):
         os.makedirs({folder!r} + "/run/checkpoints/step_" + step.zfill(8))
     if os.environ.get("WAITS"):
-        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+        # Blocked, not handled: what comes just before a sleep is handled only after it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
         print("waiting", flush=True)
-        time.sleep(60)
+        if signal.sigtimedwait([signal.SIGUSR1], 60):
+            sys.exit(75)
     sys.exit(int(os.environ["STATUS"]))
 """
 
