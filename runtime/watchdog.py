@@ -159,8 +159,8 @@ class Watchdog:
         path = self._health / f"failure_{self._token}.json"
         if dist.is_lost_peer(error):
             deadline = time.monotonic() + 2
-            while not path.exists() and time.monotonic() < deadline:
-                time.sleep(0.05)  # its watcher may need a moment
+            while watcher.read_json(path) is None and time.monotonic() < deadline:
+                time.sleep(0.05)  # its watcher may need a moment, also to write it whole
         trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
         what = f"rank {self._ranks.rank} failed: {_last_line(error)}"
         if self._first_failure("failed", what, traceback=trace):

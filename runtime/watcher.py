@@ -233,7 +233,7 @@ class Watcher:
         }
         self._save_stacks(stacks, own)
         self._write(f"hang_{self.settings.rank:05d}.json", own)
-        records = self._await_records(started + min(self.timeout_s / 10, 30.0))
+        records = self._await_records(started + min(max(self.timeout_s / 10, 3.0), 30.0))
         records[self.settings.rank] = own
         if self.settings.rank == min(records):
             self._conclude(records)
@@ -268,9 +268,9 @@ class Watcher:
         asked = [p for p in (self.pid, *(w.pid for w in self.workers)) if self._asks(p)]
         if not asked:
             return ""
-        deadline = time.monotonic() + min(max(self.timeout_s / 20, 0.3), 3.0)
+        deadline = time.monotonic() + min(max(self.timeout_s / 20, 2.0), 3.0)
         size, quiet = -1, 0
-        while time.monotonic() < deadline and quiet < 2:
+        while time.monotonic() < deadline and quiet < 5:
             time.sleep(0.01)
             now = os.fstat(self.settings.stacks_fd).st_size
             quiet = quiet + 1 if now == size and now > 0 else 0

@@ -5,6 +5,7 @@ as --signal says); the ranks save and leave with 75. Then this process, the job'
 Slurm to queue the job again, and the next start goes on from the checkpoint.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -174,9 +174,11 @@ class _Step:
     def wait(self) -> int:
         """The worst exit status of the tasks."""
         assert self._process is not None
-        # A wait with a limit looks every 50 ms: a signal that comes just before a wait without one
-        # is handled only when the step has ended by itself.
-        code = self._process.wait(threading.TIMEOUT_MAX)
+        code = None
+        while code is None:
+            # A signal that comes just before a wait without a limit would be handled after it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(1.0)
         return 128 - code if code < 0 else code
 
 

@@ -171,9 +171,13 @@ def _is_inside(file: Path, root: Path) -> bool:
 
 
 def _files_in(root: Path) -> set[str]:
-    found = (p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
-    names = {p.relative_to(root).as_posix() for p in found}
-    return names - {MANIFEST}
+    # Not rglob, which raises where retention deletes a folder meanwhile.
+    found = [
+        Path(folder, name)
+        for folder, folders, files in os.walk(root)
+        for name in (*files, *(n for n in folders if Path(folder, n).is_symlink()))
+    ]
+    return {path.relative_to(root).as_posix() for path in found} - {MANIFEST}
 
 
 def newest_verified(root: Path, warn: Callable[[str], None] = print) -> CheckpointInfo | None:

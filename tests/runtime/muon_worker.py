@@ -5,13 +5,13 @@ pieces were empty.
 """
 
 import random
-import sys
 from itertools import pairwise
 
 import torch
 import torch.distributed as torch_dist
 
 from runtime import dist
+from runtime.errors import leave
 from runtime.muon import Matrices, Muon
 
 SHAPES = [((8, 4, 4), 8), ((24,), 8), ((8,), 24), ((1,), 8), ((24, 24), 8), ((8,), 8)]
@@ -93,4 +93,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    sys.exit(0)
+    leave(0)

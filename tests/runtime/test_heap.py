@@ -18,6 +18,7 @@ BY_USER = {
 STEPS = """
 import resource, torch
 from runtime import dist
+from runtime.errors import leave
 dist.init("cpu", 60)
 def step():
     blocks = [torch.ones(100_000) for _ in range(100)]
@@ -29,6 +30,7 @@ for _ in range(10):
     step()
 print((faults() - before) / 10)
 dist.shutdown()
+leave(0)
 """
 PAGES = 40_000_000 / os.sysconf("SC_PAGE_SIZE")  # of a step
 

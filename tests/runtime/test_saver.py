@@ -79,8 +79,8 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(tmp_path, disk):
     toy.weight.fill_(1)
     disk.open.clear()
     saver.save(1, toy, toy, {"step": 1})
-    threading.Timer(0.3, disk.open.set).start()
     begun = time.monotonic()
+    threading.Timer(0.3, disk.open.set).start()
     saver.save(2, toy, toy, {"step": 2})
     assert time.monotonic() - begun > 0.2
     assert saver.committed == 1

@@ -53,9 +53,9 @@ def test_a_hang_is_found_and_named(tmp_path: Path, fault: str, reason: str, inne
     assert done.statuses == [-signal.SIGKILL, -signal.SIGKILL]
     assert done.output.count("error: ") == 1
     assert re.search(
-        rf"error: rank 1 made no progress for \d s in phase 'data' .*{reason}", done.output
+        rf"error: rank 1 made no progress for \d+ s in phase 'data' .*{reason}", done.output
     )
-    assert done.seconds <= 1.2 * TIMEOUT_S + 1.0, "processes also need a moment to end"
+    assert done.seconds <= 3 * TIMEOUT_S, "not the 60 s of a start"
     first, second = sorted(done.health.glob("stacks_*.txt"))
     assert "sum_over_ranks" in first.read_text()
     assert innermost in second.read_text()
@@ -120,9 +120,10 @@ def test_watchers_and_workers_end_with_their_rank(tmp_path: Path) -> None:
     while not (tmp_path / "health" / "rank_00000.json").exists():  # its watcher looks by now
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(1)
-    children = hang.children(rank.pid)
-    assert len(children) == 2, "the watcher and a worker"
+    while len(children := hang.children(rank.pid)) < 2:  # the watcher and a worker
+        assert time.monotonic() < deadline, children
+        time.sleep(0.05)
+    time.sleep(1)  # the watcher has seen the worker
     rank.kill()
     rank.wait()
     deadline = time.monotonic() + 5

@@ -66,7 +66,7 @@ def main() -> int:
                 watchdog.beat("save", step + 1)
                 if step == 8 and fault == "pause":
                     print("pausing", flush=True)
-                    for _ in range(4):
+                    for _ in range(2):
                         time.sleep(TIMEOUT_S / 5)
                 if step == 8 and ranks.rank == victim and fault == "slow save":
                     for _ in range(int(2 * TIMEOUT_S / 0.5)):  # twice the timeout, but at work
