@@ -57,9 +57,9 @@ def kill_all() -> None:
 
 
 def shared_memory() -> set[str]:
-    """The names in /dev/shm."""
+    """The names in /dev/shm that a run may have made; other programs have theirs there, too."""
     try:
-        return {path.name for path in _SHARED_MEMORY.iterdir()}
+        return {path.name for path in _SHARED_MEMORY.iterdir() if path.name.startswith(_OURS)}
     except OSError:
         return set()
 
@@ -67,7 +67,7 @@ def shared_memory() -> set[str]:
 def remove_shared_memory(before: set[str]) -> list[str]:
     """Remove segments that came since then, are of this user, and that no process has open."""
     removed = []
-    new = [name for name in shared_memory() - before if name.startswith(_OURS)]
+    new = shared_memory() - before
     used = _mapped() if new else set()
     for name in new:
         path = _SHARED_MEMORY / name
@@ -87,5 +87,7 @@ def _mapped() -> set[str]:
                 _, _, name = line.partition(" /dev/shm/")
                 if name:
                     used.add(str(_SHARED_MEMORY / name))
-            used.update(str(link.readlink()) for link in (entry / "fd").iterdir())
+            for link in (entry / "fd").iterdir():
+                with contextlib.suppress(OSError):  # closed just now: the others still count
+                    used.add(str(link.readlink()))
     return used

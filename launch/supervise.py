@@ -106,9 +106,10 @@ class Supervisor:
         started = self._start()
         passed_on = 0
         while started.poll() is None:
-            for number in self._asked[passed_on:]:
+            asked = self._asked[passed_on:]
+            for number in asked:
                 started.stop(number)
-            passed_on = len(self._asked)
+            passed_on += len(asked)  # not all: another may have come meanwhile
             self._pause(_LOOK_S, until_signal=passed_on)
         return started.end()
 

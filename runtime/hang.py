@@ -64,26 +64,30 @@ def process(pid: int) -> Process | None:
 def children(pid: int) -> list[Process]:
     """The processes that a process started, in whichever thread, such as loader workers."""
     pids: list[str] = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
+    for task in _tasks(pid):
+        with contextlib.suppress(OSError):  # this thread has just gone: the others still count
             pids += (task / "children").read_text().split()
-    except OSError:
-        pass  # it has just gone, or a thread of it
     return [found for child in pids if (found := process(int(child)))]
 
 
 def threads(pid: int) -> str:
     """The kernel's view of every thread: number, name, state, and what it waits in."""
     lines = []
-    try:
-        for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name)):
+    for task in _tasks(pid):
+        with contextlib.suppress(OSError):
             found = process(int(task.name))
             name = (task / "comm").read_text().strip()
             waits = (task / "wchan").read_text().strip("0")
             lines.append(f"{task.name} {name} {found.state if found else '?'} {waits}".rstrip())
-    except OSError:
-        pass
     return "\n".join(lines)
+
+
+def _tasks(pid: int) -> list[Path]:
+    """The folders of its threads, by number; none where it has gone."""
+    try:
+        return sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name))
+    except OSError:
+        return []
 
 
 def end(found: Process) -> None:

@@ -63,7 +63,7 @@ class Host:
 
     def _first(self) -> int:
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
-        for _ in range(500):
+        for _ in range(3000):
             found = children.read_text().split()
             if found and Path(f"/proc/{found[0]}/comm").read_text().strip() == "sleep":
                 return int(found[0])

@@ -71,13 +71,16 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
+    controller = daemon = free_port()
+    while daemon == controller:  # a port that was probed may be given again
+        daemon = free_port()
     config = folder / "slurm.conf"
     config.write_text(
         _CONFIG.format(
             host=socket.gethostname().split(".")[0],
             folder=folder,
-            controller=free_port(),
-            daemon=free_port(),
+            controller=controller,
+            daemon=daemon,
             cpus=len(os.sched_getaffinity(0)),
         )
     )
@@ -92,6 +95,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     with contextlib.ExitStack() as stack:
         for command in commands:
             stack.enter_context(_running(command, environment, folder / f"{command[0]}.out"))
+            if command[0] == "munged":
+                _until_there(folder / "munge.socket")  # without it the others end
         _until_idle(environment, folder)
         try:
             yield environment
@@ -124,6 +129,14 @@ def _running(command: list[str], environment: dict[str, str], log: Path) -> Iter
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _until_there(socket_path: Path) -> None:
+    """Wait for a daemon's socket; where it never comes, Slurm says so later."""
+    for _ in range(100):
+        if socket_path.is_socket():
+            return
+        time.sleep(0.2)
 
 
 def _until_idle(environment: dict[str, str], folder: Path) -> None:

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from runtime.errors import EXIT_INTERRUPTED
+
 PRELOADED = (
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -61,6 +63,8 @@ def _run(request: dict[str, Any], server_ends: list[int]) -> NoReturn:
         status = getattr(import_module(module), function)(request["argv"])
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
+    except KeyboardInterrupt:  # before anything else has taken SIGINT
+        status = EXIT_INTERRUPTED
     except BaseException:  # the child must never return into the server's loop
         traceback.print_exc()
         status = 1
@@ -73,6 +77,7 @@ def _become(request: dict[str, Any], server_ends: list[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     for descriptor in server_ends:
         os.close(descriptor)
     os.environ.clear()
@@ -122,7 +127,9 @@ def main() -> None:
     # What imports print must not end up between the replies.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which close our input
+    # Ctrl-C is for the tests, which close our input. Blocked, not ignored: a child that is sent
+    # one before it has a handler still gets it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     preload()
     replies.write(b"{}\n")
     replies.flush()

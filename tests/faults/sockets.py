@@ -1,15 +1,17 @@
 """What processes listen on, as the kernel tells it."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 
 def listeners(pid: int) -> Iterator[str]:
     """The addresses, in hexadecimal, that a process listens on."""
-    try:
-        links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:
-        return
+    links = []
+    with contextlib.suppress(OSError):  # it has gone
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed just now: the others still count
+                links.append(str(fd.readlink()))
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()

@@ -65,7 +65,8 @@ def advised(found: dict[str, Any]) -> dict[str, str]:
     return {finding["key"]: finding["message"] for finding in found["advice"]}
 
 
-def test_a_good_config(write: Any, run: Any) -> None:
+def test_a_good_config(write: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     status, out, err = run(write())
     assert (status, err) == (0, "")
     assert "12 steps × 256 tokens" in out

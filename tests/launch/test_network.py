@@ -1,5 +1,6 @@
 """`python -m launch network` on real networks: a slow host and a dead one are named."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ def hostfile(folder: Path, *names: str) -> str:
 
 def test_on_this_machine_alone() -> None:
     status, output = run(
-        ["-m", "launch", "network", "--seconds", "1", "--master-port", str(free_port())],
+        ["-m", "launch", "network", "--seconds", "3", "--master-port", str(free_port())],
         NCCL_DEBUGG="INFO",
     )
     assert status == 0, output
@@ -53,7 +54,8 @@ def test_cut_off_slow_and_dead_hosts_are_named(tmp_path: Path) -> None:
         gamma = cluster.hosts["gamma"]
         status, output = cluster.run("alpha", [*words, "--seconds", "2"])
         assert status == 1, output
-        assert "warning: gamma is slow: it sends 6 MB/s" in output
+        # 50 Mbit/s are 6.25 MB/s; a busy machine may not manage them.
+        assert re.search(r"warning: gamma is slow: it sends [4-6] MB/s", output), output
         assert "alpha is slow" not in output
         assert "beta is slow" not in output
 
@@ -67,4 +69,4 @@ def test_cut_off_slow_and_dead_hosts_are_named(tmp_path: Path) -> None:
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 1
         assert "error: gamma was lost in all-reduce of" in output
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 45

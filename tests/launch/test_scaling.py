@@ -17,6 +17,12 @@ from runtime.errors import UserError
 RANKS, PER_RANK = [1, 2, 4], 4
 
 
+@pytest.fixture(autouse=True)
+def _no_orphans_for_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command ends soon after it has asked for them; the process of the tests goes on."""
+    monkeypatch.setattr("launch.leftovers.adopt_orphans", lambda: None)
+
+
 def plan(tmp_path: Path, **changes: Any) -> Plan:
     given: dict[str, Any] = {
         "data": tmp_path / "shards",

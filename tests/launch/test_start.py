@@ -1,7 +1,10 @@
 """Every launcher reaches the same entry with the same arguments."""
 
+import contextlib
 import os
+import random
 import shutil
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -78,6 +81,18 @@ def executable(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+def free_job() -> int:
+    """The number of a job whose port, 20000 beyond it, is free.
+
+    Below those that the system hands out, so that nobody gets it meanwhile.
+    """
+    while True:
+        number = random.randrange(1, 12768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", 20000 + number))
+            return number
+
+
 def test_sbatch_runs_torchrun_on_every_node(config: Path, tmp_path: Path) -> None:
     """With stand-ins for Slurm's commands: the batch script is a copy, as slurmd makes it."""
     tools = tmp_path / "bin"
@@ -99,7 +114,7 @@ def test_sbatch_runs_torchrun_on_every_node(config: Path, tmp_path: Path) -> Non
         "--print-config",
         PATH=f"{tools}{os.pathsep}{environment()['PATH']}",
         SLURM_SUBMIT_DIR=str(ROOT),
-        SLURM_JOB_ID=str(free_port() - 20000),
+        SLURM_JOB_ID=str(free_job()),
         SLURM_JOB_NODELIST="node[1-2]",
         SLURM_JOB_NUM_NODES="1",
     )
