@@ -1,8 +1,8 @@
 """Inputs that are added to a prepared directory: only they are prepared, and the rest holds."""
 
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import orjson
@@ -59,6 +59,15 @@ def test_inputs_are_added_again_and_again_and_none_is_forgotten(tmp_path, run):
         run([paths[0], paths[2]])
 
 
+DYING = """
+import sys
+from data_prep.__main__ import main
+from tests.data_prep.dying import die_at
+die_at(5, ".idx")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_the_old_data_holds_until_the_new_manifest_is_there(tmp_path, run):
     first = write_jsonl(tmp_path / "x.jsonl", make_texts(100))
     run(first)
@@ -68,12 +77,9 @@ def test_the_old_data_holds_until_the_new_manifest_is_there(tmp_path, run):
     chosen["input"]["paths"] = [str(first), str(second)]
     chosen["output"] = str(tmp_path / "out")
     (tmp_path / "c.yaml").write_bytes(orjson.dumps(chosen))
-    command = [sys.executable, "-m", "data_prep", "run", str(tmp_path / "c.yaml"), "workers=1"]
-    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while started.poll() is None and len(list((tmp_path / "out").rglob("*.idx"))) < 8:
-        time.sleep(0.001)
-    started.kill()
-    started.wait()
+    command = [sys.executable, "-c", DYING, "run", str(tmp_path / "c.yaml"), "workers=1"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "out").rglob("*.idx"))) > len([n for n in old if ".idx" in n])
     assert manifest.load(tmp_path / "out").documents == 100
     assert verify_directory(tmp_path / "out") == []

@@ -83,7 +83,11 @@ def cluster(tmp_path):
     assert head.poll() is None, (tmp_path / "ray.out").read_text()
     yield f"127.0.0.1:{port}"
     head.terminate()
-    head.wait(30)
+    try:
+        head.wait(120)
+    except subprocess.TimeoutExpired:
+        head.kill()  # what it has started dies with it
+        head.wait()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A disk that fills up: one clear line, the earlier data holds, and the same command goes on."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from tests.data_prep.test_executors import ROOT, write_config
 
 
 def run_with_files_of(config: Path, size: int) -> subprocess.CompletedProcess:
-    """A limit on the size of files gives what a full disk gives: writes that fail."""
+    """A limit on the size of files gives what a full disk gives: writes that fail.
+
+    No bytecode is written: Python would cut it at the limit, and nobody could import it later.
+    """
     return subprocess.run(
         [sys.executable, "-m", "data_prep", "run", str(config)],
         cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),

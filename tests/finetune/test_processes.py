@@ -47,11 +47,13 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "finetune", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
     log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
     assert b"run the same command again to go on" in output
     assert finetune(path) == 0

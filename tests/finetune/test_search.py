@@ -131,11 +131,13 @@ def test_a_search_that_is_stopped_goes_on(tmp_path, space):
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     log = out / "trials" / "0000" / "metrics.jsonl"
-    deadline = time.monotonic() + 100
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the trial does not get on"
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
     assert b"run the same command again" in output
     assert search(config, space, "--trials", "1", "--out", str(out)) == 0

@@ -31,7 +31,8 @@ def test_no_rank_holds_the_model_whole() -> None:
     print(measured)
     assert len(peaks["parts"]) == len(peaks["whole"]) == 2
     assert max(peaks["parts"]) <= 0.6, measured
-    assert min(peaks["whole"]) > 0.99, measured
+    # Not quite all: memory that was freed before counts already, and Linux counts in batches.
+    assert min(peaks["whole"]) > 0.95, measured
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -57,10 +57,10 @@ def refusal(tmp_path: Path, text: str | bytes, *overrides: str) -> str:
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     said = []
     for schema in SCHEMAS:
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(ConfigError) as caught:
             load(schema, path, overrides)
-        assert time.monotonic() - start < 20
+        assert time.process_time() - start < 20
         assert len(str(caught.value)) < 20_000
         said.append(str(caught.value))
     assert CANARY not in sys.modules

@@ -1,6 +1,7 @@
 """Files that are whole or absent, hostile inputs, and memory."""
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -79,13 +80,14 @@ import sys
 from pathlib import Path
 from data_prep.dedup import is_signed
 from tests.data_prep.dedup import made, test_files
+from tests.data_prep.dying import die_at
 directory = Path(sys.argv[1])
 units = made.cut(made.corpus(80), [20])
+die_at(int(sys.argv[2]))
 for unit in range(len(units)):
     if not is_signed(directory, unit, test_files.EVERY):
         made.sign(directory, units[: unit + 1], test_files.EVERY, unit)
 test_files.decide_again(directory, len(units))
-print("done")
 """
 
 
@@ -101,24 +103,15 @@ def test_killed_at_any_moment_the_result_is_the_same(tmp_path: Path) -> None:
     rng = random.Random(0)
     killed = 0
     for _ in range(200):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(directory)],
-            env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        until = len(list(directory.rglob("*"))) + rng.randint(1, 5)
-        while child.poll() is None and len(list(directory.rglob("*"))) < until:
-            time.sleep(0.001)
-        if killed >= 8:
-            child.wait()
-        child.kill()
-        done = "done" in (child.communicate()[0] or "")
+        words = [sys.executable, "-c", CHILD, str(directory), str(rng.randint(1, 12))]
+        status = subprocess.run(words, env=environment(), cwd=ROOT).returncode
         remove_leftovers(directory)
         if (directory / "match_00000_00004").exists():
             remove_leftovers(directory / "match_00000_00004")
-        if done:
+        if status != -signal.SIGKILL:
             break
         killed += 1
-    assert done
+    assert status == 0
     assert killed >= 3
     assert visible(directory) == visible(tmp_path / "undisturbed")
     assert [duplicates(directory, unit) for unit in range(4)] == wanted

@@ -31,7 +31,8 @@ def s3(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    path = tmp_path_factory.mktemp("s3") / "log"
+    log = path.open("wb")
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=log,
@@ -47,12 +48,14 @@ def s3(tmp_path_factory):
     for name, value in keys.items():
         patch.setenv(name, value)
     try:
-        for _ in range(300):
+        deadline = time.monotonic() + 180
+        while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
             except OSError:
-                assert server.poll() is None
+                assert server.poll() is None, path.read_text()
+                assert time.monotonic() < deadline, f"no server: {path.read_text()}"
                 time.sleep(0.1)
         client = boto3.client("s3", endpoint_url=url)
         client.create_bucket(Bucket="corpus")
