@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,23 @@ def start(config: Path) -> int:
     os.setpgid(pid, pid)  # in both, so that neither goes on before it is done
     if pid:
         return pid
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    log = os.open(config.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     status = 1
     try:
         prepare(load(DataPrepConfig, config, (), check))
         status = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)
+
+
+def complete(config: Path) -> None:
+    """A run that nobody disturbs."""
+    status = os.waitpid(start(config), 0)[1]
+    assert status == 0, config.with_suffix(".log").read_text()
 
 
 def make_input(tmp_path: Path) -> None:
@@ -88,7 +97,7 @@ def storm(tmp_path: Path, kills: int, seed: int) -> None:
     rules = {"dedup__exact": True, "dedup__near": True, "workers": WORKERS}
     calm, stormy = (write_config(tmp_path, name, **rules) for name in ("calm", "stormy"))
     began = time.monotonic()
-    assert os.waitpid(start(calm), 0)[1] == 0
+    complete(calm)
     whole_s = time.monotonic() - began
     output, rng = tmp_path / "stormy", random.Random(seed)
     finished: dict[str, int] = {}
@@ -105,7 +114,7 @@ def storm(tmp_path: Path, kills: int, seed: int) -> None:
         redone = {name for name, stamp in finished.items() if now.get(name) != stamp}
         assert not redone, redone
         finished = now
-    assert os.waitpid(start(stormy), 0)[1] == 0
+    complete(stormy)
     assert contents(output) == contents(tmp_path / "calm")
     assert not [p for p in output.rglob("*") if ".tmp-" in p.name]
 
