@@ -251,7 +251,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         # On a CPU a 16-bit product is rounded, once for each chunk.
-        size = chunks.block_rows(total.device.type, total.shape[1])
+        size = chunks.copy_rows(total.shape[1])
         for block, rows in zip(torch.split(total, size), torch.split(a, size), strict=True):
             block += rows @ b
 
@@ -300,7 +300,7 @@ def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     if x.is_cuda or torch.compiler.is_compiling():
         return torch.mul(x, factor, out=scaled)
     # In blocks: on a CPU torch makes a copy of what it computes in another dtype.
-    size = chunks.block_rows("cpu", max(1, x[:1].numel()))
+    size = chunks.copy_rows(max(1, x[:1].numel()))
     for block, part in zip(torch.split(scaled, size), torch.split(x, size), strict=True):
         torch.mul(part, factor, out=block)
     return scaled

@@ -303,7 +303,7 @@ def test_each_pass_makes_the_gradients_and_a_block_besides(dtype):
     hidden = torch.randn(8, 512, dtype=dtype, requires_grad=True)
     weight = torch.randn(16_384, 512, dtype=dtype, requires_grad=True)
     targets = torch.randint(0, 16_384, (8,))
-    block = 4 * chunks.BLOCK_ELEMENTS["cpu"]
+    block = 4 * chunks.COPY_ELEMENTS
     found = []
     forward = peak_bytes(lambda: found.append(loss(hidden, weight, targets).loss))
     assert forward <= 1.1 * (4 * weight.numel() + block)
