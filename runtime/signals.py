@@ -30,10 +30,12 @@ class StopRequest:
         # starts stops as soon as its loop looks.
         before = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         earlier = before if isinstance(before, StopRequest) else None
-        self.reason: str | None = earlier.reason if earlier else None
-        self._first: dict[int, float] = dict(earlier._first) if earlier else {}
+        self.reason: str | None = None
+        self._first: dict[int, float] = earlier._first if earlier else {}
         self._watched: dict[int, int] = earlier._watched if earlier else _launcher_parents()
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOPS}
+        if earlier is not None:  # now that it hears nothing more
+            self.reason = self.reason or earlier.reason
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
