@@ -188,7 +188,7 @@ def test_p6_the_same_step_crashes_again_and_again(launched: Launched) -> None:
     process = launched.start(
         [sys.executable, "-m", MODULE], "checkpoint.every_steps=0", faults=[fault]
     )
-    assert process.wait(120) == 1
+    assert process.wait(300) == 1
     assert launched.output().count("supervise: the first failure: rank 0 failed") == 3
     assert "InjectedError: injected" in launched.output()
     assert "error: gave up: it failed 3 times in a row at step 5" in launched.output()
