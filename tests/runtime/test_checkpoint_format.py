@@ -1,3 +1,4 @@
+import os
 import random
 import shutil
 from pathlib import Path
@@ -61,6 +62,29 @@ def test_truncated_missing_extra_and_swapped_files(tmp_path: Path) -> None:
     weights.write_bytes(data)
     (path / "pytorch_model.bin").write_bytes(b"extra")
     assert f"{path / 'pytorch_model.bin'}: not in {MANIFEST}" in verify(path)
+
+
+def test_a_linked_folder_is_not_in_the_manifest(tmp_path: Path) -> None:
+    path = make(tmp_path, 3)
+    (path / "more").symlink_to(tmp_path)
+    assert verify(path) == [f"{path / 'more'}: not in {MANIFEST}"]
+
+
+def test_a_folder_that_is_removed_meanwhile_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As retention does."""
+    folder, real = make(tmp_path, 3) / "training", os.scandir
+
+    def scandir(looked_into):
+        if str(looked_into) == str(folder):
+            (folder / "state.json").unlink(missing_ok=True)
+            folder.rmdir()
+        return real(looked_into)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert verify(folder.parent) in ([], [f"{folder / 'state.json'}: missing"])
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])

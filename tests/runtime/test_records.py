@@ -1,8 +1,8 @@
 import errno
 import io
-import time
 from mmap import mmap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from runtime import progress
 from runtime.metrics import Clock, MetricsLog, memory_bytes
 from runtime.progress import Progress, Rate, duration
 from runtime.records import keep_until, read_metrics
@@ -155,13 +156,16 @@ def test_lists_are_scalars_of_their_own_for_sinks(tmp_path: Path) -> None:
     assert events.Tags()["scalars"] == ["tokens_by_source/0", "tokens_by_source/1"]
 
 
-def test_the_waiting_share_is_that_of_the_time_between_readings() -> None:
-    waited = 100.0
+def test_the_waiting_share_is_that_of_the_time_between_readings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, waited = 50.0, 100.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now))
     rate = Rate(lambda: waited)
-    time.sleep(0.05)
-    waited += 0.02
+    now, waited = 52.0, 100.5
     rate.read()
-    assert 0 < rate.waiting <= 0.4
+    assert rate.waiting == 0.25
+    now = 53.0
     rate.read()
     assert rate.waiting == 0
 

@@ -65,6 +65,22 @@ def test_the_same_signal_later_ends_at_once() -> None:
     assert process.returncode == 75
 
 
+def test_a_signal_while_a_request_takes_over_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier, real = StopRequest(), signal.signal
+
+    def late(number, handler):
+        if number == signal.SIGTERM:
+            signal.raise_signal(number)  # the last that the earlier one hears
+        return real(number, handler)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(signal, "signal", late)
+        later = StopRequest()
+    later.restore()
+    earlier.restore()
+    assert later.reason == "SIGTERM"
+
+
 def test_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     stop = StopRequest()
